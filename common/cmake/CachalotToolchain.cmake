@@ -1,0 +1,25 @@
+# Compiler settings that hold for every target.
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  # Sloppiness: without it ccache refuses precompiled headers.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${CCACHE_PROGRAM})
+endif()
+
+find_program(LLD_PROGRAM ld.lld)
+if(LLD_PROGRAM)
+  add_link_options(-fuse-ld=lld)
+endif()
+
+add_compile_options(-Wall -Wextra -Werror=unused-result -Werror=return-type -Wno-missing-field-initializers)
+# One fixed arithmetic: an FMA appears only where the code writes one.
+add_compile_options(-ffp-contract=off -fpch-preprocess)
+
+if(CACHALOT_SANITIZE)
+  add_compile_options(-fsanitize=${CACHALOT_SANITIZE} -fno-omit-frame-pointer -g1)
+  add_link_options(-fsanitize=${CACHALOT_SANITIZE})
+  if(CACHALOT_SANITIZE MATCHES "undefined")
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()

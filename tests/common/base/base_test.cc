@@ -1,0 +1,64 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <numeric>
+
+#include "common/base/bytes.h"
+#include "common/base/ids.h"
+#include "common/base/status.h"
+#include "common/base/thread_pool.h"
+#include "common/tensor/dtype.h"
+
+namespace cachalot {
+namespace {
+
+TEST(ThreadPool, CoversEveryIndexOnceForAnyThreadCount) {
+  for (int threads : {1, 2, 3, 7}) {
+    ThreadPool pool(threads);
+    for (int count : {0, 1, 2, 5, 64, 1001}) {
+      std::vector<std::atomic<int>> seen(count);
+      pool.ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) seen[i].fetch_add(1);
+      });
+      for (auto& times : seen) EXPECT_EQ(times.load(), 1) << threads << " threads, " << count << " items";
+    }
+  }
+}
+
+TEST(ByteReader, RefusesToReadPastTheEnd) {
+  const std::byte bytes[5] = {std::byte{1}, {}, {}, {}, std::byte{9}};
+  ByteReader reader(bytes);
+  EXPECT_EQ(reader.Read<uint32_t>(), 1u);
+  EXPECT_TRUE(reader.ok());
+  EXPECT_EQ(reader.Read<uint16_t>(), 0u);
+  EXPECT_FALSE(reader.ok());
+  EXPECT_EQ(reader.Read<uint8_t>(), 0u);
+}
+
+TEST(Status, AnnotateKeepsTheCode) {
+  const Status status = Annotate(NotFound("x"), "y");
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_EQ(StatusMessage(status), "y: x");
+}
+
+TEST(Ids, AreNotRepeated) { EXPECT_NE(RandomId(), RandomId()); }
+
+TEST(DType, DecodesTheGoldenValues) {  // spec 12.4
+  EXPECT_EQ(kE4M3ToFloat[0x01], std::ldexp(1.f, -9));
+  EXPECT_EQ(kE4M3ToFloat[0x08], std::ldexp(1.f, -6));
+  EXPECT_EQ(kE4M3ToFloat[0x38], 1.f);
+  EXPECT_EQ(kE4M3ToFloat[0x7E], 448.f);
+  EXPECT_EQ(kE4M3ToFloat[0x81], -std::ldexp(1.f, -9));
+  EXPECT_TRUE(std::isnan(kE4M3ToFloat[0x7F]) && std::isnan(kE4M3ToFloat[0xFF]));
+  EXPECT_EQ(E8M0ToFloat(0), std::ldexp(1.f, -127));
+  EXPECT_EQ(E8M0ToFloat(127), 1.f);
+  EXPECT_EQ(E8M0ToFloat(254), std::ldexp(1.f, 127));
+  EXPECT_TRUE(std::isnan(E8M0ToFloat(255)));
+  EXPECT_EQ(kE2M1ToFloat[15], -6.f);
+  EXPECT_EQ(F16ToFloat(0x3C00), 1.f);
+  EXPECT_EQ(F16ToFloat(0x0001), std::ldexp(1.f, -24));
+}
+
+}  // namespace
+}  // namespace cachalot
