@@ -1,0 +1,42 @@
+#pragma once
+// One table of operations per back end. Every back end keeps batch invariance (DESIGN 5): the arithmetic of a row does
+// not depend on how many rows there are, on the thread count or on what runs beside it.
+
+#include <string>
+#include <string_view>
+
+#include "common/base/status.h"
+#include "common/base/thread_pool.h"
+#include "common/kernels/params.h"
+
+namespace cachalot::kernels {
+
+struct KernelTable {
+  const char* name;  // "ref", "cpu"
+  /// Workers of equal numerics id give identical bits.
+  const char* numerics_id;
+  void (*linear)(const LinearParams&, ThreadPool&);
+  void (*rms_norm)(const RmsNormParams&);
+  void (*hc_split)(const HcSplitParams&);
+  void (*hc_head_split)(const HcHeadSplitParams&);
+  void (*hc_collapse)(const HcCollapseParams&);
+  void (*hc_expand)(const HcExpandParams&);
+  void (*rope)(const RopeParams&);
+  void (*pool)(const PoolParams&);
+  void (*index_scores)(const IndexScoresParams&);
+  void (*attend)(const AttendParams&);
+  void (*swiglu)(const SwigluParams&);
+  void (*router_scores)(const RouterScoresParams&);
+};
+
+/// Plain loops with double accumulators: the oracle of every other back end.
+const KernelTable& RefKernels();
+
+/// SIMD by run-time dispatch (AVX2 or AVX-512, same bits on both). Null where the CPU has neither.
+const KernelTable* CpuKernels();
+
+/// "auto" (the fastest present), "ref" or "cpu". INVALID_ARGUMENT for another name, FAILED_PRECONDITION for a back end
+/// that this machine cannot run.
+StatusOr<const KernelTable*> SelectKernels(std::string_view name);
+
+}  // namespace cachalot::kernels

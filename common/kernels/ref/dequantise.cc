@@ -1,0 +1,45 @@
+#include "common/kernels/ref/dequantise.h"
+
+#include <cstring>
+
+#include "common/base/check.h"
+
+namespace cachalot::kernels {
+
+float ScaleAt(const MatrixView& w, int64_t row, int64_t col) {
+  if (!w.scale.data) return 1.f;
+  const int64_t stride = (w.cols + w.scale.block_cols - 1) / w.scale.block_cols;
+  const int64_t at = row / w.scale.block_rows * stride + col / w.scale.block_cols;
+  if (w.scale.dtype == DType::kF32) return static_cast<const float*>(w.scale.data)[at];
+  return E8M0ToFloat(static_cast<const uint8_t*>(w.scale.data)[at]);
+}
+
+void DequantiseRow(const MatrixView& w, int64_t row, int64_t begin, int64_t count, float* out) {
+  const uint8_t* bytes = w.row(row);
+  switch (w.dtype) {
+    case DType::kF32:
+      std::memcpy(out, bytes + begin * 4, count * 4);
+      return;
+    case DType::kBF16:
+      for (int64_t i = 0; i < count; ++i) {
+        uint16_t bits;
+        std::memcpy(&bits, bytes + (begin + i) * 2, 2);
+        out[i] = BF16ToFloat(bits);
+      }
+      return;
+    case DType::kF8E4M3:
+      for (int64_t i = 0; i < count; ++i) out[i] = kE4M3ToFloat[bytes[begin + i]] * ScaleAt(w, row, begin + i);
+      return;
+    case DType::kFP4:
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t col = begin + i;
+        const uint8_t pair = bytes[col / 2];
+        out[i] = kE2M1ToFloat[col % 2 ? pair >> 4 : pair & 15] * ScaleAt(w, row, col);
+      }
+      return;
+    default:
+      CHECK_MSG(false, "no matrix is stored as " + std::string(DTypeName(w.dtype)));
+  }
+}
+
+}  // namespace cachalot::kernels
