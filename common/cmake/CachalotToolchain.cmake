@@ -12,7 +12,7 @@ if(LLD_PROGRAM)
   add_link_options(-fuse-ld=lld)
 endif()
 
-add_compile_options(-Wall -Wextra -Werror=unused-result -Werror=return-type -Wno-missing-field-initializers)
+add_compile_options(-Wall -Wextra -Werror=unused-result -Werror=return-type -Wno-missing-field-initializers -Wno-maybe-uninitialized)
 # One fixed arithmetic: an FMA appears only where the code writes one.
 add_compile_options(-ffp-contract=off -fpch-preprocess)
 

@@ -21,21 +21,17 @@ struct MatrixView {
   const void* data = nullptr;  // nullptr: this role does not own the tensor
   int64_t rows = 0, cols = 0;  // in elements (FP4: cols/2 bytes a row)
   BlockScale scale;            // used by kF8E4M3 and kFP4
+  int64_t first_scaled_row = 0;  // row 0 of this view counts as this row in `scale`
 
   bool present() const { return data != nullptr; }
   int64_t row_bytes() const { return DTypeBytes(dtype, cols); }
   const uint8_t* row(int64_t r) const { return static_cast<const uint8_t*>(data) + r * row_bytes(); }
-  /// Rows [first, first + count); first must lie on a scale block's edge.
+  /// Rows [first, first + count); a slice may begin inside a scale block.
   MatrixView RowSlice(int64_t first, int64_t count) const {
     MatrixView slice = *this;
     slice.data = row(first);
     slice.rows = count;
-    if (scale.data) {
-      const int64_t scale_cols = (cols + scale.block_cols - 1) / scale.block_cols;
-      const int64_t offset = first / scale.block_rows * scale_cols;
-      slice.scale.data =
-          static_cast<const uint8_t*>(scale.data) + offset * (scale.dtype == DType::kF32 ? 4 : 1);
-    }
+    slice.first_scaled_row += first;
     return slice;
   }
 };

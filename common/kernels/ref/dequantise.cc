@@ -9,7 +9,7 @@ namespace cachalot::kernels {
 float ScaleAt(const MatrixView& w, int64_t row, int64_t col) {
   if (!w.scale.data) return 1.f;
   const int64_t stride = (w.cols + w.scale.block_cols - 1) / w.scale.block_cols;
-  const int64_t at = row / w.scale.block_rows * stride + col / w.scale.block_cols;
+  const int64_t at = (w.first_scaled_row + row) / w.scale.block_rows * stride + col / w.scale.block_cols;
   if (w.scale.dtype == DType::kF32) return static_cast<const float*>(w.scale.data)[at];
   return E8M0ToFloat(static_cast<const uint8_t*>(w.scale.data)[at]);
 }

@@ -1,0 +1,109 @@
+#include "common/kv/block_pool.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "common/base/check.h"
+
+namespace cachalot {
+
+SequenceKv& SequenceKv::operator=(SequenceKv&& other) noexcept {
+  if (this == &other) return *this;
+  Release();
+  pools_ = std::exchange(other.pools_, nullptr);
+  blocks_ = std::move(other.blocks_);
+  tokens_ = std::exchange(other.tokens_, 0);
+  capacity_ = std::exchange(other.capacity_, 0);
+  return *this;
+}
+
+const KvLayout& SequenceKv::layout() const { return pools_->layout(); }
+
+float* SequenceKv::Row(PoolTag tag, int layer, int64_t row) {
+  const int p = static_cast<int>(tag);
+  const PoolSpec& spec = pools_->layout_.pool(tag);
+  const int ordinal = pools_->layout_.ordinal(tag, layer);
+  CHECK(ordinal >= 0 && row >= 0);
+  const int64_t page = spec.ring ? 0 : row / spec.rows_per_block;
+  CHECK(page < static_cast<int64_t>(blocks_[p].size()));
+  const int64_t slot = static_cast<int64_t>(ordinal) * spec.rows_per_block + row % spec.rows_per_block;
+  return pools_->pools_[p].memory.get() + blocks_[p][page] * spec.block_floats() + slot * spec.row_floats;
+}
+
+void SequenceKv::Advance(int64_t count) { SetTokens(tokens_ + count); }
+
+void SequenceKv::SetTokens(int64_t n) {
+  CHECK(n <= capacity_);
+  tokens_ = n;
+}
+
+void SequenceKv::Release() {
+  if (pools_) pools_->Free(blocks_);
+  pools_ = nullptr;
+  tokens_ = capacity_ = 0;
+}
+
+BlockPools::BlockPools(KvLayout layout, int max_sequences, int64_t max_tokens) : layout_(std::move(layout)) {
+  for (int p = 0; p < kPoolCount; ++p) {
+    const PoolSpec& spec = layout_.pool(static_cast<PoolTag>(p));
+    if (spec.layers.empty()) continue;
+    const int64_t rows = max_tokens / spec.ratio;
+    // A sequence may leave its last block of an append-only pool part empty: one more each.
+    const int64_t blocks = spec.ring ? max_sequences : rows / spec.rows_per_block + max_sequences;
+    Pool& pool = pools_[p];
+    pool.total = static_cast<int32_t>(blocks);
+    const size_t bytes = static_cast<size_t>(std::max<int64_t>(blocks * spec.block_floats() * 4, 4));
+    pool.memory = {static_cast<float*>(std::calloc(bytes, 1)), [](float* memory) { std::free(memory); }};
+    CHECK_MSG(pool.memory != nullptr, "no memory for " + std::to_string(bytes) + " bytes of KV");
+    for (int64_t b = blocks - 1; b >= 0; --b) pool.free.push_back(static_cast<int32_t>(b));
+    total_ += blocks;
+  }
+}
+
+BlockPools::~BlockPools() { CHECK_MSG(used_blocks() == 0, "a sequence outlives its KV pools"); }
+
+StatusOr<SequenceKv> BlockPools::Reserve(int64_t tokens) {
+  const auto wanted = layout_.BlocksFor(tokens);
+  SequenceKv kv;
+  std::lock_guard lock(mutex_);
+  for (int p = 0; p < kPoolCount; ++p)
+    if (wanted[p] > static_cast<int>(pools_[p].free.size()))
+      return ResourceExhausted("KV pool " + std::string(PoolName(static_cast<PoolTag>(p))) + ": " +
+                               std::to_string(wanted[p]) + " blocks wanted for " + std::to_string(tokens) +
+                               " tokens, " + std::to_string(pools_[p].free.size()) + " of " +
+                               std::to_string(pools_[p].total) + " free; retry later or raise --kv-tokens or "
+                               "--max-sequences");
+  for (int p = 0; p < kPoolCount; ++p) {
+    auto& free = pools_[p].free;
+    kv.blocks_[p].assign(free.end() - wanted[p], free.end());
+    free.resize(free.size() - wanted[p]);
+    used_ += wanted[p];
+  }
+  kv.pools_ = this;
+  kv.capacity_ = tokens;
+  return kv;
+}
+
+void BlockPools::Free(std::array<std::vector<int32_t>, kPoolCount>& blocks) {
+  std::lock_guard lock(mutex_);
+  for (int p = 0; p < kPoolCount; ++p) {
+    pools_[p].free.insert(pools_[p].free.end(), blocks[p].begin(), blocks[p].end());
+    used_ -= static_cast<int64_t>(blocks[p].size());
+    blocks[p].clear();
+  }
+}
+
+int64_t BlockPools::free_tokens() const {
+  std::lock_guard lock(mutex_);
+  int64_t tokens = INT64_MAX;
+  for (int p = 0; p < kPoolCount; ++p) {
+    const PoolSpec& spec = layout_.pool(static_cast<PoolTag>(p));
+    if (spec.layers.empty()) continue;
+    const int64_t blocks = static_cast<int64_t>(pools_[p].free.size());
+    if (spec.ring && blocks == 0) return 0;
+    if (!spec.ring) tokens = std::min(tokens, blocks * spec.rows_per_block * spec.ratio);
+  }
+  return tokens;
+}
+
+}  // namespace cachalot

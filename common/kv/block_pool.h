@@ -1,0 +1,85 @@
+#pragma once
+// Memory of the KV pools in blocks, and the handle that a sequence holds on its blocks.
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "common/base/status.h"
+#include "common/kv/pool_spec.h"
+
+namespace cachalot {
+
+class BlockPools;
+
+/// The KV of one sequence: blocks reserved up front for `capacity` tokens, given back when the handle dies. One thread
+/// at a time may use it.
+class SequenceKv {
+ public:
+  SequenceKv() = default;
+  ~SequenceKv() { Release(); }
+  SequenceKv(SequenceKv&& other) noexcept { *this = std::move(other); }
+  SequenceKv& operator=(SequenceKv&& other) noexcept;
+
+  bool valid() const { return pools_ != nullptr; }
+  int64_t tokens() const { return tokens_; }
+  int64_t capacity() const { return capacity_; }
+  const KvLayout& layout() const;
+
+  /// Row of a model layer: append-only pools by entry index, rings by position. CHECKs the bounds.
+  float* Row(PoolTag tag, int layer, int64_t row);
+  const float* Row(PoolTag tag, int layer, int64_t row) const {
+    return const_cast<SequenceKv*>(this)->Row(tag, layer, row);
+  }
+
+  /// `count` more tokens are in every layer's rows.
+  void Advance(int64_t count);
+  /// Forgets everything but keeps the blocks.
+  void Reset() { tokens_ = 0; }
+  /// Rows up to `n` tokens have been placed from outside.
+  void SetTokens(int64_t n);
+  void Release();
+
+ private:
+  friend class BlockPools;
+  BlockPools* pools_ = nullptr;
+  std::array<std::vector<int32_t>, kPoolCount> blocks_;
+  int64_t tokens_ = 0, capacity_ = 0;
+};
+
+/// All KV memory of a process. Thread-safe but for the rows themselves.
+class BlockPools {
+ public:
+  /// Room for `max_sequences` sequences of `max_tokens` tokens in all. The memory is touched only when used.
+  BlockPools(KvLayout layout, int max_sequences, int64_t max_tokens);
+  ~BlockPools();
+
+  /// RESOURCE_EXHAUSTED names the pool, the blocks wanted and the blocks free.
+  StatusOr<SequenceKv> Reserve(int64_t tokens);
+
+  const KvLayout& layout() const { return layout_; }
+  int64_t used_blocks() const { return used_.load(std::memory_order_relaxed); }
+  int64_t total_blocks() const { return total_; }
+  /// Tokens that the scarcest compressed pool could still take: the load figure for placement.
+  int64_t free_tokens() const;
+
+ private:
+  friend class SequenceKv;
+  struct Pool {
+    std::unique_ptr<float[], void (*)(float*)> memory{nullptr, nullptr};
+    std::vector<int32_t> free;
+    int32_t total = 0;
+  };
+  void Free(std::array<std::vector<int32_t>, kPoolCount>& blocks);
+
+  KvLayout layout_;
+  mutable std::mutex mutex_;
+  std::array<Pool, kPoolCount> pools_;
+  std::atomic<int64_t> used_ = 0;
+  int64_t total_ = 0;
+};
+
+}  // namespace cachalot

@@ -1,0 +1,85 @@
+#pragma once
+// The KV pools of DeepSeek-V4 and their layout: one class gives the offsets that memory, snapshots and the wire use.
+// Seven tagged pools (spec 4.1); each has its own page table, and an index of one never means anything in another.
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "common/base/status.h"
+
+namespace cachalot {
+
+enum class PoolTag : uint8_t {
+  kSwaKv,         // window rows, a ring over positions, every layer
+  kCsaKv,         // compressed rows of ratio 4
+  kIndexerKv,     // indexer keys of ratio 4
+  kHcaKv,         // compressed rows of ratio 128
+  kCsaState,      // (c, g + ape) of recent positions, a ring, CSA layers
+  kIndexerState,  // the same of the indexer's compressor
+  kHcaState,      // the same, HCA layers
+};
+inline constexpr int kPoolCount = 7;
+std::string_view PoolName(PoolTag tag);
+
+enum class KvLayerKind : uint8_t { kWindow, kCsa, kHca };
+
+/// What the layout needs to know of a model.
+struct KvModelShape {
+  std::vector<KvLayerKind> layers;
+  int head_dim = 0, index_head_dim = 0, sliding_window = 0;
+};
+
+struct PoolSpec {
+  PoolTag tag{};
+  std::vector<int> layers;  // model layers that have rows here, ascending
+  int row_floats = 0;       // fp32 values a row
+  int rows_per_block = 0;   // a block holds this many rows of every layer of the pool
+  bool ring = false;        // row index = position; slot = position mod rows_per_block; one block a sequence
+  int ratio = 1;            // append-only pools: one row every `ratio` tokens
+
+  int64_t block_floats() const {
+    return static_cast<int64_t>(layers.size()) * rows_per_block * row_floats;
+  }
+};
+
+/// Rows [first, first + count) of one layer of one pool; ring pools count positions.
+struct RowRange {
+  PoolTag pool{};
+  int layer = 0;
+  int64_t first = 0, count = 0;
+  bool operator==(const RowRange&) const = default;
+};
+
+class KvLayout {
+ public:
+  /// `draft_tokens` enlarges the rings so that so many speculated tokens can be rolled back (spec 4.2).
+  explicit KvLayout(const KvModelShape& shape, int draft_tokens = 0);
+
+  const PoolSpec& pool(PoolTag tag) const { return pools_[static_cast<int>(tag)]; }
+  int num_layers() const { return static_cast<int>(ordinal_[0].size()); }
+  /// Position of model layer `layer` among the pool's layers; -1 if the pool has none for it.
+  int ordinal(PoolTag tag, int layer) const { return ordinal_[static_cast<int>(tag)][layer]; }
+
+  /// Blocks of each pool that a sequence of up to `tokens` tokens needs.
+  std::array<int, kPoolCount> BlocksFor(int64_t tokens) const;
+  int64_t BytesFor(int64_t tokens) const;
+
+  /// Rows that tokens [from, to) append to the compressed pools.
+  std::vector<RowRange> AppendedRows(int64_t from, int64_t to) const;
+  /// Window rows and compressor state that n tokens leave behind and a continuation reads (spec 4.1, 4.2).
+  std::vector<RowRange> StateRows(int64_t n) const;
+
+  /// True if the row range lies inside what a sequence of n tokens may hold: the check for rows from outside.
+  bool Contains(const RowRange& range, int64_t n) const;
+
+  /// One line that names pools, widths and ring sizes: part of Compat.
+  std::string Describe() const;
+
+ private:
+  std::array<PoolSpec, kPoolCount> pools_;
+  std::array<std::vector<int>, kPoolCount> ordinal_;
+};
+
+}  // namespace cachalot

@@ -1,0 +1,148 @@
+// The whole model against reference logits and greedy tokens, and its own paths against each other bit for bit.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "common/model/forward.h"
+#include "tests/support/oracle.h"
+
+namespace cachalot {
+namespace {
+
+using testing::OracleCase;
+
+constexpr double kTolerance = 1e-4;
+
+/// A model on one back end with its own KV.
+class Engine {
+ public:
+  Engine(const std::string& directory, const kernels::KernelTable& kernels, int threads = 1)
+      : threads_(threads), weights_(*ModelWeights::Load(directory, WeightSelection::All())),
+        model_(weights_, kernels, threads_), pools_(KvLayout(KvShapeOf(weights_->config)), 4, 4096),
+        experts_(ExpertTable(*weights_), kernels, threads_, weights_->config.swiglu_limit) {}
+
+  SequenceKv NewSequence(int64_t tokens) { return *pools_.Reserve(tokens); }
+
+  /// Logits of every id, `chunk` ids a step.
+  std::vector<float> Run(SequenceKv& kv, std::span<const int32_t> ids, size_t chunk) {
+    std::vector<float> all;
+    for (size_t at = 0; at < ids.size(); at += chunk) {
+      const Segment segment{&kv, ids.subspan(at, std::min(chunk, ids.size() - at)), true};
+      const auto logits = model_.Forward({&segment, 1}, experts_);
+      EXPECT_TRUE(logits.ok()) << logits.status();
+      all.insert(all.end(), logits->data, logits->data + logits->first[1] * logits->vocab);
+    }
+    return all;
+  }
+
+  BlockPools& pools() { return pools_; }
+
+ private:
+  ThreadPool threads_;
+  std::shared_ptr<const ModelWeights> weights_;
+  Model model_;
+  BlockPools pools_;
+  LocalExperts experts_;
+};
+
+double WorstError(std::span<const float> got, std::span<const float> want) {
+  EXPECT_EQ(got.size(), want.size());
+  double worst = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_TRUE(std::isfinite(got[i])) << "value " << i;
+    worst = std::max(worst, std::fabs(static_cast<double>(got[i]) - want[i]));
+  }
+  return worst;
+}
+
+std::vector<const kernels::KernelTable*> BackEnds() {
+  std::vector<const kernels::KernelTable*> tables = {&kernels::RefKernels()};
+  if (kernels::CpuKernels()) tables.push_back(kernels::CpuKernels());
+  return tables;
+}
+
+class Oracle : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { case_ = *OracleCase::Load(GetParam()); }
+  std::vector<int32_t> AllIds() const {
+    std::vector<int32_t> ids = case_.input_ids;
+    ids.insert(ids.end(), case_.greedy_tokens.begin(), case_.greedy_tokens.end());
+    return ids;
+  }
+  OracleCase case_;
+};
+
+TEST_P(Oracle, PromptLogitsAgreeInBothConfigForms) {
+  for (const std::string& directory : {GetParam(), testing::WithOfficialConfig(GetParam())}) {
+    if (directory.empty()) continue;
+    for (const auto* kernels : BackEnds()) {
+      Engine engine(directory, *kernels);
+      SequenceKv kv = engine.NewSequence(case_.input_ids.size());
+      const auto logits = engine.Run(kv, case_.input_ids, case_.input_ids.size());
+      const double worst = WorstError(logits, case_.prompt_logits);
+      RecordProperty(std::string("max_abs_error_") + kernels->name, std::to_string(worst));
+      EXPECT_LE(worst, kTolerance) << directory << " " << kernels->name;
+    }
+  }
+}
+
+TEST_P(Oracle, GreedyTokensAndTheirLogitsAgree) {
+  for (const auto* kernels : BackEnds()) {
+    Engine engine(GetParam(), *kernels);
+    SequenceKv kv = engine.NewSequence(case_.input_ids.size() + case_.greedy_tokens.size());
+    auto logits = engine.Run(kv, case_.input_ids, 64);
+    const size_t vocab = logits.size() / case_.input_ids.size();
+    std::vector<float> row(logits.end() - vocab, logits.end());
+    std::vector<int32_t> tokens;
+    for (size_t i = 0; i < case_.greedy_tokens.size(); ++i) {
+      EXPECT_LE(WorstError(row, std::span(case_.greedy_logits).subspan(i * vocab, vocab)), kTolerance) << "step " << i;
+      tokens.push_back(static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin()));
+      if (i + 1 < case_.greedy_tokens.size()) row = engine.Run(kv, {&tokens.back(), 1}, 1);
+    }
+    EXPECT_EQ(tokens, case_.greedy_tokens) << kernels->name;
+  }
+}
+
+TEST_P(Oracle, ChunksAndThreadsChangeNoBit) {
+  for (const auto* kernels : BackEnds()) {
+    Engine engine(GetParam(), *kernels), threaded(GetParam(), *kernels, 2);
+    const auto ids = AllIds();
+    SequenceKv kv = engine.NewSequence(ids.size());
+    const auto whole = engine.Run(kv, ids, ids.size());
+    for (size_t chunk : {1, 3, 7, 64}) {
+      kv.Reset();
+      EXPECT_EQ(whole, engine.Run(kv, ids, chunk)) << kernels->name << " chunk " << chunk;
+    }
+    SequenceKv other = threaded.NewSequence(ids.size());
+    EXPECT_EQ(whole, threaded.Run(other, ids, 64)) << kernels->name << " two threads";
+  }
+}
+
+TEST_P(Oracle, PrefillAtEverySplitThenDecodeChangesNoBit) {
+  const auto* kernels = BackEnds().back();
+  Engine engine(GetParam(), *kernels);
+  const auto ids = AllIds();
+  SequenceKv kv = engine.NewSequence(ids.size());
+  const auto whole = engine.Run(kv, ids, ids.size());
+  const size_t vocab = whole.size() / ids.size();
+  constexpr size_t kDecoded = 9;  // crosses two windows of ratio 4
+  for (size_t split = 1; split < ids.size(); ++split) {
+    kv.Reset();
+    engine.Run(kv, std::span(ids).first(split), split);
+    const size_t count = std::min(kDecoded, ids.size() - split);
+    const auto tail = engine.Run(kv, std::span(ids).subspan(split, count), 1);
+    ASSERT_EQ(0, std::memcmp(tail.data(), whole.data() + split * vocab, tail.size() * 4)) << "split " << split;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Oracle, ::testing::ValuesIn(testing::OracleDirectories()), [](const auto& info) {
+  std::string name = std::filesystem::path(info.param).filename();
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace cachalot
