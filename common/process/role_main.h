@@ -1,0 +1,72 @@
+#pragma once
+// The start and the end that every server binary shares: log, signals, the ready line, exit codes.
+//
+//   int main(int argc, char** argv) {
+//     RoleProcess process({.role = "decode", .poll_strategy = PollStrategy::kPoll});
+//     ... parse the configuration; on error return process.Fail(status);
+//     RETURN: process.Init(config.log_level);
+//     ... build and start the server ...
+//     process.Ready(listen_host_and_port);
+//     process.WaitForStop();          // SIGINT, SIGTERM or RequestStop
+//     ... drain, shut down ...
+//     return process.Exit(OkStatus());
+//   }
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "common/base/status.h"
+#include "common/base/time.h"
+
+namespace cachalot {
+
+enum class PollStrategy {
+  kDefault,  ///< gRPC's own choice (epoll1): the router
+  kPoll,     ///< processes with a step thread: under epoll1 a thread blocked in its queue starves one that polls
+};
+
+struct RoleOptions {
+  std::string role;  ///< as in the ready line: router, prefill, decode, expert
+  PollStrategy poll_strategy = PollStrategy::kDefault;
+};
+
+constexpr int kExitOk = 0;
+constexpr int kExitFailed = 1;  ///< it ran and failed, or a second signal cut its drain
+constexpr int kExitUsage = 2;   ///< INVALID_ARGUMENT before it ran: flags or configuration
+
+class RoleProcess {
+ public:
+  /// First thing in main: sets GRPC_POLL_STRATEGY (an outer setting wins) before gRPC can start. One per process.
+  explicit RoleProcess(RoleOptions options);
+  ~RoleProcess();
+  RoleProcess(const RoleProcess&) = delete;
+  RoleProcess& operator=(const RoleProcess&) = delete;
+
+  /// Opens the log and starts the signal thread; blocks SIGPIPE. INVALID_ARGUMENT for an unknown log level.
+  Status Init(const std::string& log_level);
+  /// The kernel kills this process (SIGKILL) when its parent thread ends. For children of `cachalot up` and of tests.
+  /// FAILED_PRECONDITION when the parent is gone already.
+  Status DieWithParent();
+
+  /// Prints the one line "ready ROLE HOST:PORT" on stdout and flushes it. Once.
+  void Ready(const std::string& address);
+
+  /// On the signal thread, with the first SIGINT or SIGTERM (or RequestStop), once. A second signal ends the process at
+  /// once with kExitFailed. Set before Init.
+  void OnStop(std::function<void()> callback);
+  /// As a signal would. Any thread.
+  void RequestStop(const std::string& reason);
+  /// Blocks until a stop is asked for. False when that has not happened by `deadline`.
+  bool WaitForStop(TimePoint deadline = TimePoint::max());
+  bool stopping() const;
+
+  /// Logs `status` unless OK and gives main's result.
+  int Exit(const Status& status) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cachalot

@@ -1,0 +1,26 @@
+#include "common/rpc/error_map.h"
+
+#include <string>
+
+namespace cachalot::rpc {
+namespace {
+// Trailers are limited to 8 KiB, and a byte may take three when escaped.
+constexpr size_t kMaxMessageBytes = 2000;
+}  // namespace
+
+grpc::Status ToGrpc(const Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  std::string message = StatusMessage(status);
+  if (message.size() > kMaxMessageBytes) message = message.substr(0, kMaxMessageBytes - 3) + "...";
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), message);
+}
+
+Status FromGrpc(const grpc::Status& status) {
+  return MakeStatus(static_cast<StatusCode>(status.error_code()), status.error_message());
+}
+
+bool IsRetryable(StatusCode code) {
+  return code == StatusCode::kUnavailable || code == StatusCode::kAborted || code == StatusCode::kResourceExhausted;
+}
+
+}  // namespace cachalot::rpc

@@ -1,0 +1,110 @@
+#include "common/rpc/server.h"
+
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "common/base/check.h"
+#include "grpcpp/security/server_credentials.h"
+
+namespace cachalot::rpc {
+namespace {
+
+// Calls that arrive while all of a method's acceptors are busy wait inside gRPC; an acceptor is back in microseconds.
+constexpr int kAcceptorsPerMethod = 4;
+
+}  // namespace
+
+Server::Server(ServerOptions options) : options_(std::move(options)) {
+  builder_.SetMaxReceiveMessageSize(options_.max_message_bytes);
+  builder_.SetMaxSendMessageSize(options_.max_message_bytes);
+  // With it on, which is the default, a second server on the same port would silently take half of the connections.
+  builder_.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder_.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
+}
+
+Server::~Server() {
+  Shutdown(Duration::zero());
+  server_.reset();  // before the queues and the services
+}
+
+Loop* Server::AddLoop(LoopOptions options, bool listens) {
+  CHECK_MSG(!server_, "AddLoop after Start");
+  std::unique_ptr<grpc::ServerCompletionQueue> queue = builder_.AddCompletionQueue(listens);
+  grpc::ServerCompletionQueue* server_queue = queue.get();
+  loops_.push_back(std::make_unique<Loop>(std::move(options), std::move(queue)));
+  loops_.back()->server_queue_ = server_queue;
+  return loops_.back().get();
+}
+
+void Server::AddMethod(Loop* loop, grpc::Service* service, AcceptorFactory acceptor) {
+  CHECK_MSG(!server_, "a method registered after Start");
+  CHECK_MSG(loop->server_queue() != nullptr, "a method on a loop that is not the server's");
+  if (std::find(services_.begin(), services_.end(), service) == services_.end()) {
+    services_.push_back(service);
+    builder_.RegisterService(service);
+  }
+  methods_.push_back({loop, std::move(acceptor)});
+}
+
+StatusOr<int> Server::Start() {
+  CHECK_MSG(!server_, "a server started twice");
+  server_ = builder_.BuildAndStart();
+  if (!server_) {
+    // gRPC keeps the queues open; without a server nothing drains them but us.
+    shut_down_ = true;
+    StopLoops();
+    return BindError();
+  }
+  for (const Method& method : methods_) {
+    for (int i = 0; i < kAcceptorsPerMethod; ++i) method.loop->Spawn(method.acceptor(), "acceptor");
+  }
+  if (options_.listen.starts_with("unix:")) port_ = 0;  // gRPC says 1
+  return port_;
+}
+
+// gRPC only logs why it could not listen, so the same address is tried once more for the system's reason.
+Status Server::BindError() const {
+  const std::string what = "cannot listen on " + options_.listen;
+  const size_t colon = options_.listen.rfind(':');
+  if (options_.listen.starts_with("unix:")) return Unavailable(what + ": no socket can be made at that path");
+  if (colon == std::string::npos) return InvalidArgument(what + ": expected host:port or unix:path");
+  std::string host = options_.listen.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  addrinfo hints{};
+  hints.ai_flags = AI_PASSIVE;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const std::string port = options_.listen.substr(colon + 1);
+  if (const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found); error != 0) {
+    return InvalidArgument(what + ": " + gai_strerror(error));
+  }
+  std::string reason = "the address was taken";
+  const int fd = socket(found->ai_family, found->ai_socktype, found->ai_protocol);
+  const int on = 1;
+  if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0) reason = std::strerror(errno);
+  if (fd >= 0) close(fd);
+  freeaddrinfo(found);
+  return Unavailable(what + ": " + reason);
+}
+
+void Server::Shutdown(Duration grace) {
+  if (shut_down_) return;
+  shut_down_ = true;
+  for (const auto& loop : loops_) CHECK_MSG(!loop->IsDriver(), "Server::Shutdown on the thread of one of its loops");
+  if (server_) server_->Shutdown(ToGprTime(std::chrono::steady_clock::now() + grace));
+  StopLoops();
+}
+
+void Server::StopLoops() {
+  // The calls are over by now: what still runs on the loops are client calls and tasks without one.
+  for (const auto& loop : loops_) loop->Shutdown(Duration::zero());
+  for (const auto& loop : loops_) CHECK_MSG(loop->Join(TimePoint::max()), "a loop that did not end");
+}
+
+}  // namespace cachalot::rpc
