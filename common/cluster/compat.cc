@@ -1,0 +1,99 @@
+#include "common/cluster/compat.h"
+
+#include <string>
+
+namespace cachalot {
+
+v1::Compat MakeCompat(const ModelWeights& weights, const KvLayout& layout, const kernels::KernelTable& kernels) {
+  v1::Compat compat;
+  compat.set_weights(weights.fingerprint);
+  compat.set_protocol(kProtocolVersion);
+  compat.set_state_format(1);
+  compat.set_mode("exact");
+  compat.set_kv_layout(layout.Describe());
+  compat.set_reduction_groups(kReductionGroups);
+  compat.set_numerics(kernels.numerics_id);
+  return compat;
+}
+
+Status CheckCompat(const v1::Compat& ours, const v1::Compat& theirs, std::string_view peer) {
+  const auto differ = [&](const char* field, const std::string& a, const std::string& b) {
+    return FailedPrecondition(std::string(peer) + " is not compatible: " + field + " is \"" + b + "\" there, \"" + a +
+                              "\" here; run all roles with the same checkpoint, mode and back end");
+  };
+  if (ours.weights() != theirs.weights()) return differ("weights", ours.weights(), theirs.weights());
+  // Versions N and N-1 work together.
+  const uint32_t low = std::min(ours.protocol(), theirs.protocol()), high = std::max(ours.protocol(), theirs.protocol());
+  if (high - low > 1)
+    return differ("protocol", std::to_string(ours.protocol()), std::to_string(theirs.protocol()));
+  if (ours.state_format() != theirs.state_format())
+    return differ("state_format", std::to_string(ours.state_format()), std::to_string(theirs.state_format()));
+  if (ours.mode() != theirs.mode()) return differ("mode", ours.mode(), theirs.mode());
+  if (ours.kv_layout() != theirs.kv_layout()) return differ("kv_layout", ours.kv_layout(), theirs.kv_layout());
+  if (ours.reduction_groups() != theirs.reduction_groups())
+    return differ("reduction_groups", std::to_string(ours.reduction_groups()),
+                  std::to_string(theirs.reduction_groups()));
+  if (ours.numerics() != theirs.numerics()) return differ("numerics", ours.numerics(), theirs.numerics());
+  return OkStatus();
+}
+
+v1::SequenceState ToProto(const SequenceState& state) {
+  v1::SequenceState proto;
+  proto.set_request_id(state.request_id);
+  proto.mutable_prompt()->Assign(state.prompt.begin(), state.prompt.end());
+  proto.mutable_emitted()->Assign(state.emitted.begin(), state.emitted.end());
+  v1::SequenceParams& params = *proto.mutable_params();
+  params.set_temperature(state.params.sampling.temperature);
+  params.set_top_k(state.params.sampling.top_k);
+  params.set_top_p(state.params.sampling.top_p);
+  params.set_seed(state.params.sampling.seed);
+  params.set_max_tokens(state.params.max_tokens);
+  params.set_ignore_eos(state.params.ignore_eos);
+  params.mutable_stop_token_ids()->Assign(state.params.stop_token_ids.begin(), state.params.stop_token_ids.end());
+  proto.mutable_forced()->Assign(state.forced.begin(), state.forced.end());
+  proto.set_want_logits(state.want_logits);
+  return proto;
+}
+
+StatusOr<SequenceState> FromProto(const v1::SequenceState& proto, int vocab_size) {
+  SequenceState state;
+  state.request_id = proto.request_id();
+  state.prompt.assign(proto.prompt().begin(), proto.prompt().end());
+  state.emitted.assign(proto.emitted().begin(), proto.emitted().end());
+  state.forced.assign(proto.forced().begin(), proto.forced().end());
+  state.want_logits = proto.want_logits();
+  const v1::SequenceParams& params = proto.params();
+  state.params.sampling = {params.temperature(), params.top_k(), params.top_p(), params.seed()};
+  state.params.max_tokens = params.max_tokens();
+  state.params.ignore_eos = params.ignore_eos();
+  state.params.stop_token_ids.assign(params.stop_token_ids().begin(), params.stop_token_ids().end());
+  if (state.prompt.empty()) return InvalidArgument("sequence without a prompt");
+  for (const auto* ids : {&state.prompt, &state.emitted, &state.forced})
+    for (int32_t id : *ids)
+      if (id < 0 || id >= vocab_size)
+        return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " + std::to_string(vocab_size) + ")");
+  if (state.params.max_tokens <= static_cast<int64_t>(state.emitted.size()))
+    return InvalidArgument("max_tokens " + std::to_string(state.params.max_tokens) + " with " +
+                           std::to_string(state.emitted.size()) + " tokens emitted already");
+  RETURN_IF_ERROR(ValidateSamplingParams(state.params.sampling));
+  return state;
+}
+
+v1::StepFinish ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::STEP_FINISH_STOP;
+    case FinishReason::kLength:
+      return v1::STEP_FINISH_LENGTH;
+    case FinishReason::kNone:
+      break;
+  }
+  return v1::STEP_FINISH_NONE;
+}
+
+FinishReason FromProto(v1::StepFinish finish) {
+  if (finish == v1::STEP_FINISH_STOP) return FinishReason::kStop;
+  return finish == v1::STEP_FINISH_LENGTH ? FinishReason::kLength : FinishReason::kNone;
+}
+
+}  // namespace cachalot

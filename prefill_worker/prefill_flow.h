@@ -1,0 +1,69 @@
+#pragma once
+// The prefill of many requests as one stream of chunks, over plain structs: no RPC in here. The step thread owns it.
+//
+//   Submit -> [ PlanChunk -> Model::Forward -> OnChunk ]* -> NextToken -> OnFirstToken
+//
+// Several short prompts share a chunk; a long one is spread over many.
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "common/engine/generation.h"
+#include "common/model/forward.h"
+
+namespace cachalot {
+
+/// Hears of one job's progress, on the step thread.
+class PrefillSink {
+ public:
+  virtual ~PrefillSink() = default;
+
+  /// Tokens [from, to) are in `kv`: their compressed rows are final. `logits`, one row a token, only when the sequence
+  /// wants them. The last chunk is announced before OnFirstToken.
+  virtual void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) = 0;
+
+  /// The output token at index emitted.size(), and the finished KV.
+  virtual void OnFirstToken(int32_t token, FinishReason finish, SequenceKv kv) = 0;
+
+  /// The job is over and its KV is freed.
+  virtual void OnError(const Status& status) = 0;
+};
+
+struct PrefillJob {
+  uint64_t id = 0;
+  SequenceState state;
+  SequenceKv kv;               // reserved for at least the context, empty
+  int64_t max_chunk = 0;       // 0: no limit but the flow's
+  std::shared_ptr<PrefillSink> sink;
+};
+
+class PrefillFlow {
+ public:
+  PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens);
+
+  void Submit(PrefillJob job);
+  /// Drops a job and frees its KV; its sink hears nothing more. Unknown ids are ignored.
+  void Cancel(uint64_t id);
+  /// Runs one chunk. False when there is nothing to do.
+  bool Step();
+  size_t waiting() const { return jobs_.size(); }
+  /// Prompt tokens not yet computed: the load figure for placement.
+  int64_t waiting_tokens() const;
+
+ private:
+  struct Job {
+    PrefillJob request;
+    std::vector<int32_t> context;
+    int64_t done = 0;
+  };
+  void Finish(Job& job, std::span<const float> last_logits);
+
+  Model& model_;
+  ExpertBackend& experts_;
+  const int64_t max_chunk_tokens_;
+  Sampler sampler_;
+  std::deque<Job> jobs_;
+};
+
+}  // namespace cachalot
