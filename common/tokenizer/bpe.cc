@@ -1,0 +1,187 @@
+#include "common/tokenizer/bpe.h"
+
+#include <algorithm>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/tokenizer/byte_alphabet.h"
+
+namespace cachalot {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
+constexpr char kUseCheckpoint[] = "; use the tokenizer.json that came with the checkpoint";
+
+uint64_t PairKey(int32_t left, int32_t right) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+}
+
+/// Both sides of a merge, or nothing if `entry` is neither "a b" nor ["a", "b"].
+std::optional<std::pair<std::string, std::string>> MergeSides(const Json& entry) {
+  if (entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_string()) {
+    return std::pair(entry[0].get<std::string>(), entry[1].get<std::string>());
+  }
+  if (!entry.is_string()) return std::nullopt;
+  const std::string& text = entry.get_ref<const std::string&>();
+  const size_t space = text.find(' ');  // a space inside a token is spelled U+0120, so this one separates
+  if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) return std::nullopt;
+  return std::pair(text.substr(0, space), text.substr(space + 1));
+}
+
+Status CheckOptions(const Json& model, const std::string& file) {
+  const auto refuse = [&](const std::string& key, const std::string& wanted) {
+    return InvalidArgument(file + ": model." + key + " is " + model[key].dump(-1, ' ', true) + ", expected " +
+                           wanted + kUseCheckpoint);
+  };
+  if (!model.is_object() || !model.contains("type")) {
+    return InvalidArgument(file + ": has no model with a type, expected a BPE model" + kUseCheckpoint);
+  }
+  if (model["type"] != "BPE") return refuse("type", "\"BPE\"");
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (model.contains(key) && !model[key].is_null() && model[key] != "") return refuse(key, "null");
+  }
+  for (const char* key : {"byte_fallback", "ignore_merges"}) {
+    if (model.contains(key) && !model[key].is_null() && model[key] != false) return refuse(key, "false");
+  }
+  if (model.contains("dropout") && !model["dropout"].is_null() && model["dropout"] != 0) {
+    return refuse("dropout", "null (encoding must not be random)");
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<Bpe> Bpe::FromJson(const Json& model, const std::string& file) {
+  RETURN_IF_ERROR(CheckOptions(model, file));
+  Bpe bpe;
+  RETURN_IF_ERROR(bpe.ReadVocabulary(model, file));
+  RETURN_IF_ERROR(bpe.ReadMerges(model, file));
+  return bpe;
+}
+
+Status Bpe::ReadVocabulary(const Json& model, const std::string& file) {
+  const auto vocab = model.find("vocab");
+  if (vocab == model.end() || !vocab->is_object() || vocab->empty()) {
+    return InvalidArgument(file + ": model.vocab must be a non-empty object from token to id" +
+                           kUseCheckpoint);
+  }
+  std::unordered_map<int32_t, std::string> by_id;
+  for (const auto& [spelling, value] : vocab->items()) {
+    if (!value.is_number_integer() || value < 0 || value > kMaxTokenId) {
+      return InvalidArgument(file + ": model.vocab['" + spelling + "'] is " + value.dump(-1, ' ', true) +
+                             ", expected an integer id from 0 to " + std::to_string(kMaxTokenId) +
+                             kUseCheckpoint);
+    }
+    const int32_t id = value.get<int32_t>();
+    if (const auto [other, is_new] = by_id.emplace(id, spelling); !is_new) {
+      return InvalidArgument(file + ": model.vocab gives id " + std::to_string(id) + " to '" + other->second +
+                             "' and to '" + spelling + "'" + kUseCheckpoint);
+    }
+    vocabulary_.emplace(spelling, id);
+    if (emitted_.size() <= static_cast<size_t>(id)) emitted_.resize(id + 1);
+  }
+  for (int byte = 0; byte < 256; ++byte) {
+    const auto entry = vocabulary_.find(AlphabetSymbol(static_cast<unsigned char>(byte)));
+    if (entry == vocabulary_.end()) {
+      return InvalidArgument(file + ": model.vocab has no token for byte " + std::to_string(byte) +
+                             ", a byte-level vocabulary has all 256" + kUseCheckpoint);
+    }
+    byte_id_[byte] = entry->second;
+    emitted_[entry->second] = true;
+  }
+  return OkStatus();
+}
+
+Status Bpe::ReadMerges(const Json& model, const std::string& file) {
+  const auto merges = model.find("merges");
+  if (merges == model.end() || !merges->is_array()) {
+    return InvalidArgument(file + ": model.merges must be an array" + kUseCheckpoint);
+  }
+  merges_.reserve(merges->size());
+  for (size_t rank = 0; rank < merges->size(); ++rank) {
+    const std::string where = file + ": model.merges[" + std::to_string(rank) + "]";
+    const auto sides = MergeSides((*merges)[rank]);
+    if (!sides) {
+      return InvalidArgument(where + " is " + (*merges)[rank].dump(-1, ' ', true) +
+                             ", expected \"a b\" or [\"a\", \"b\"]" + kUseCheckpoint);
+    }
+    int32_t ids[3];
+    const std::string spellings[3] = {sides->first, sides->second, sides->first + sides->second};
+    for (int i = 0; i < 3; ++i) {
+      const auto entry = vocabulary_.find(spellings[i]);
+      if (entry == vocabulary_.end()) {
+        return InvalidArgument(where + " needs the token '" + spellings[i] +
+                               "', which model.vocab does not have" + kUseCheckpoint);
+      }
+      ids[i] = entry->second;
+    }
+    // A pair given twice has its last rank, as in HF tokenizers.
+    merges_[PairKey(ids[0], ids[1])] = Merge{static_cast<uint32_t>(rank), ids[2]};
+    emitted_[ids[2]] = true;
+  }
+  return OkStatus();
+}
+
+bool Bpe::CanEmit(int32_t id) const {
+  return id >= 0 && static_cast<size_t>(id) < emitted_.size() && emitted_[id];
+}
+
+void Bpe::Propose(uint32_t left, Scratch* scratch) const {
+  const auto& symbols = scratch->symbols_;
+  const uint32_t right = symbols[left].next;
+  if (right == kNone) return;
+  const int32_t left_id = symbols[left].id, right_id = symbols[right].id;
+  const auto merge = merges_.find(PairKey(left_id, right_id));
+  if (merge == merges_.end()) return;
+  scratch->heap_.push_back({merge->second.rank, left, left_id, right_id, merge->second.merged});
+}
+
+void Bpe::MergeAll(Scratch* scratch) const {
+  auto& symbols = scratch->symbols_;
+  auto& heap = scratch->heap_;
+  const auto later = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {
+    return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
+  };
+  std::make_heap(heap.begin(), heap.end(), later);
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end(), later);
+    const Scratch::Candidate best = heap.back();
+    heap.pop_back();
+    Scratch::Symbol& left = symbols[best.at];
+    // Symbols only grow, so equal ids mean that neither side has changed since the proposal.
+    if (left.id != best.left || left.next == kNone || symbols[left.next].id != best.right) continue;
+    symbols[left.next].id = -1;
+    left.id = best.merged;
+    left.next = symbols[left.next].next;
+    if (left.next != kNone) symbols[left.next].previous = best.at;
+    for (const uint32_t changed : {left.previous, best.at}) {
+      if (changed == kNone) continue;
+      const size_t before = heap.size();
+      Propose(changed, scratch);
+      if (heap.size() > before) std::push_heap(heap.begin(), heap.end(), later);
+    }
+  }
+}
+
+void Bpe::Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const {
+  if (piece.empty()) return;
+  CHECK(piece.size() < (size_t{1} << 31));
+  const uint32_t count = static_cast<uint32_t>(piece.size());
+  auto& symbols = scratch->symbols_;
+  symbols.resize(count);
+  scratch->heap_.clear();
+  for (uint32_t i = 0; i < count; ++i) {
+    symbols[i] = {byte_id_[static_cast<unsigned char>(piece[i])], i == 0 ? kNone : i - 1,
+                  i + 1 == count ? kNone : i + 1};
+  }
+  for (uint32_t i = 0; i + 1 < count; ++i) Propose(i, scratch);
+  MergeAll(scratch);
+  for (uint32_t i = 0; i != kNone; i = symbols[i].next) ids->push_back(symbols[i].id);
+}
+
+}  // namespace cachalot

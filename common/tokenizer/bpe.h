@@ -1,0 +1,68 @@
+#pragma once
+// Byte-level BPE: the `model` of tokenizer.json. Pieces start as bytes; the pair of neighbours with the
+// lowest merge rank joins first, of equal ranks the leftmost.
+
+#include <array>
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "common/base/status.h"
+
+namespace cachalot {
+
+/// Ids index arrays: a typing error in a file must not take the memory.
+inline constexpr int64_t kMaxTokenId = (1 << 24) - 1;
+
+class Bpe {
+ public:
+  /// Room that Encode reuses from piece to piece; one per thread.
+  class Scratch {
+    friend class Bpe;
+    struct Symbol {
+      int32_t id;  // -1: merged into its left neighbour
+      uint32_t previous, next;
+    };
+    struct Candidate {
+      uint32_t rank, at;  // `at`: index of the left symbol
+      int32_t left, right, merged;
+    };
+    std::vector<Symbol> symbols_;
+    std::vector<Candidate> heap_;
+  };
+
+  /// Merges may be "a b" strings or ["a", "b"] pairs. InvalidArgument with `file` and the entry for anything
+  /// that plain byte-level BPE does not have (dropout, prefixes, byte fallback, ...) and for an inconsistent
+  /// vocabulary.
+  static StatusOr<Bpe> FromJson(const nlohmann::json& model, const std::string& file);
+
+  /// Appends the tokens of one piece. O(n log n) in its bytes (at most 2^31). Thread-safe.
+  void Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const;
+
+  /// Entries as the file spells them (byte alphabet), by spelling.
+  const std::unordered_map<std::string, int32_t>& vocabulary() const { return vocabulary_; }
+
+  /// Whether Encode can emit `id`, that is whether it is a single byte or the result of a merge.
+  bool CanEmit(int32_t id) const;
+
+ private:
+  struct Merge {
+    uint32_t rank;
+    int32_t merged;
+  };
+
+  Status ReadVocabulary(const nlohmann::json& model, const std::string& file);
+  Status ReadMerges(const nlohmann::json& model, const std::string& file);
+  void Propose(uint32_t left, Scratch* scratch) const;
+  void MergeAll(Scratch* scratch) const;
+
+  std::unordered_map<std::string, int32_t> vocabulary_;
+  std::unordered_map<uint64_t, Merge> merges_;  // key: left id << 32 | right id
+  std::vector<bool> emitted_;                   // by id
+  std::array<int32_t, 256> byte_id_;
+};
+
+}  // namespace cachalot
