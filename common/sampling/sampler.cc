@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
 #include "common/base/check.h"
@@ -17,7 +18,7 @@ constexpr double kTopWeight = 549755813888.0;           // 2^39
 constexpr double kLeastExponent = -27.725887222397812;  // -40 ln 2: below it a weight rounds to 0
 constexpr int kMaxVocab = 1 << 24;
 
-constexpr size_t kSortWhole = 32;
+constexpr ptrdiff_t kSortWhole = 32;
 
 /// Descending logit, ties to the lower id: a strict order, so that every selection has one answer.
 struct Before {
@@ -72,6 +73,7 @@ double UniformAt(uint64_t seed, uint64_t output_index) {
 Sampler::Sampler(int vocab_size) {
   CHECK(vocab_size > 0 && vocab_size <= kMaxVocab);
   order_.resize(vocab_size);
+  bucket_.resize(vocab_size);
   weights_.resize(vocab_size);
 }
 
@@ -96,34 +98,63 @@ StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const SamplingP
 
 /// Makes the candidates: tokens that temperature and top-k leave a weight above 0.
 void Sampler::Weigh(std::span<const float> logits, float top, const SamplingParams& params) {
-  const double temperature = params.temperature;
-  const auto exponent = [&](int32_t id) { return (static_cast<double>(logits[id]) - top) / temperature; };
-  candidates_ = 0;
-  for (int32_t id = 0; id < static_cast<int32_t>(logits.size()); ++id) {
-    if (exponent(id) > kLeastExponent) order_[candidates_++] = id;
+  const double rate = 1.0 / params.temperature;
+  // Every operation here is monotonic in the logit, rounding included, so buckets never contradict the order.
+  const auto exponent = [&](size_t id) { return (static_cast<double>(logits[id]) - top) * rate; };
+  bucket_count_.fill(0);
+  for (size_t id = 0; id < logits.size(); ++id) {
+    const double x = exponent(id);
+    bucket_[id] = kNoBucket;
+    if (x <= kLeastExponent) continue;
+    bucket_[id] = static_cast<uint8_t>(std::min(x * (kBuckets / kLeastExponent), kBuckets - 1.0));
+    ++bucket_count_[bucket_[id]];
   }
-  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < candidates_) {
-    std::nth_element(order_.begin(), order_.begin() + params.top_k, order_.begin() + candidates_,
-                     Before{logits});
-    candidates_ = params.top_k;
-  }
-  total_ = 0;
-  for (size_t i = 0; i < candidates_; ++i) {
-    const int32_t id = order_[i];
+  if (params.top_k > 0) KeepTop(logits, params.top_k);
+
+  bucket_mass_.fill(0);
+  for (size_t id = 0; id < logits.size(); ++id) {
+    if (bucket_[id] == kNoBucket) continue;
     weights_[id] = static_cast<uint64_t>(std::exp(exponent(id)) * kTopWeight + 0.5);
-    total_ += weights_[id];
+    bucket_mass_[bucket_[id]] += weights_[id];
+  }
+  total_ = std::accumulate(bucket_mass_.begin(), bucket_mass_.end(), uint64_t{0});
+}
+
+/// Drops all but the first `count` candidates.
+void Sampler::KeepTop(std::span<const float> logits, size_t count) {
+  int last = 0;
+  size_t above = 0;  // candidates in the buckets before `last`
+  while (last < kBuckets && above + bucket_count_[last] <= count) above += bucket_count_[last++];
+  if (last == kBuckets) return;
+  const auto keep = order_.begin() + static_cast<ptrdiff_t>(count - above);
+  const auto end = order_.begin() + static_cast<ptrdiff_t>(Gather(logits.size(), last));
+  std::nth_element(order_.begin(), keep, end, Before{logits});
+  std::for_each(keep, end, [&](int32_t id) { bucket_[id] = kNoBucket; });
+  for (uint8_t& bucket : std::span(bucket_).first(logits.size())) {
+    if (bucket > last) bucket = kNoBucket;
   }
 }
 
-/// The shortest run of candidates, from the top, that weighs at least `mass` (1 to total_). Halves the range
-/// that holds its end until that is small: O(candidates), where sorting them all would be the slowest part of
-/// a step.
+/// Writes the tokens of a bucket to order_, by ascending id, and returns how many they are.
+size_t Sampler::Gather(size_t tokens, int bucket) {
+  size_t count = 0;
+  for (size_t id = 0; id < tokens; ++id) {
+    if (bucket_[id] == bucket) order_[count++] = static_cast<int32_t>(id);
+  }
+  return count;
+}
+
+/// The shortest run of candidates, from the top, that weighs at least `mass` (1 to total_). Finds the bucket
+/// that holds its end, then halves what is left until that is small: O(vocab), where sorting it all would be
+/// the slowest part of a step.
 Sampler::Prefix Sampler::PrefixOfMass(std::span<const float> logits, uint64_t mass) {
   CHECK(mass >= 1 && mass <= total_);
   const Before before{logits};
-  auto begin = order_.begin(), end = begin + static_cast<ptrdiff_t>(candidates_);
-  uint64_t passed = 0;  // weight of the candidates before `begin`, all of which come first in the order
-  while (static_cast<size_t>(end - begin) > kSortWhole) {
+  uint64_t passed = 0;  // weight of the tokens before `begin`, all of which come first in the order
+  int bucket = 0;
+  while (passed + bucket_mass_[bucket] < mass) passed += bucket_mass_[bucket++];
+  auto begin = order_.begin(), end = begin + static_cast<ptrdiff_t>(Gather(logits.size(), bucket));
+  while (end - begin > kSortWhole) {
     const auto middle = begin + (end - begin) / 2;
     std::nth_element(begin, middle, end, before);
     uint64_t half = 0;

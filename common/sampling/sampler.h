@@ -2,6 +2,8 @@
 // One token from one row of logits. A pure function of (logits, params, output index): the same on every
 // worker and in any batch, which is what lets a request move between machines without a changed token.
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -29,19 +31,30 @@ class Sampler {
                            uint64_t output_index);
 
  private:
-  void Weigh(std::span<const float> logits, float top, const SamplingParams& params);
+  // Tokens are sorted roughly, by the whole part of their distance from the top logit: the answer lies in one
+  // bucket, and only that is sorted finely.
+  static constexpr int kBuckets = 128;
+  static constexpr uint8_t kNoBucket = 255;  // not a candidate
+
   struct Prefix {
     int32_t last;   // the token at which the sum reaches the mass
     uint64_t mass;  // of the tokens up to and including it
   };
+
+  void Weigh(std::span<const float> logits, float top, const SamplingParams& params);
+  void KeepTop(std::span<const float> logits, size_t count);
+  size_t Gather(size_t tokens, int bucket);
   Prefix PrefixOfMass(std::span<const float> logits, uint64_t mass);
 
-  // Probabilities are whole numbers (relative to the top token's): their sums do not depend on the order of
-  // addition, so only as much needs sorting as the answer takes.
-  std::vector<int32_t> order_;     // [candidates] token ids, in no order that matters
+  std::vector<int32_t> order_;   // [vocab] ids of the tokens that Gather found
+  std::vector<uint8_t> bucket_;  // [vocab] by token id; all of a lower bucket come first in the order
+  std::array<size_t, kBuckets> bucket_count_{};
+
+  // Probabilities are whole numbers, relative to the top token's: their sums do not depend on the order of
+  // addition.
   std::vector<uint64_t> weights_;  // [vocab] by token id, of the candidates only
-  size_t candidates_ = 0;
-  uint64_t total_ = 0;  // of the candidates' weights
+  std::array<uint64_t, kBuckets> bucket_mass_{};
+  uint64_t total_ = 0;
 };
 
 }  // namespace cachalot

@@ -27,6 +27,10 @@ std::atomic<int64_t> allocations{0};
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();
 }
+[[gnu::noinline]] void* operator new(size_t size, const std::nothrow_t&) noexcept {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return std::malloc(size);
+}
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
@@ -203,6 +207,16 @@ double ChiSquare(std::span<const float> logits, SamplingParams params, std::span
     }
   }
   return chi;
+}
+
+TEST(SamplerTest, TokensAtTheEdgeOfAnyWeightAreHarmless) {
+  // Around -40 ln 2 a weight rounds to 0 or to 1 in 2^39; whatever it does, an index must stay inside its
+  // table.
+  std::vector<float> logits = {0};
+  for (float x = -27.7258f; x > -27.726f; x = std::nextafter(x, -100.f)) logits.push_back(x);
+  EXPECT_THAT(Support(logits, {}), ElementsAre(0));
+  EXPECT_THAT(Support(logits, {.temperature = 1e-45f}), ElementsAre(0));
+  EXPECT_THAT(Support(logits, {.top_k = 3}), ElementsAre(0));
 }
 
 TEST(SamplerTest, FrequenciesFollowTheDistribution) {
