@@ -17,6 +17,8 @@ namespace {
 // Calls that arrive while all of a method's acceptors are busy wait inside gRPC; an acceptor is back in microseconds.
 constexpr int kAcceptorsPerMethod = 4;
 
+bool IsUnix(const std::string& address) { return address.starts_with("unix:"); }
+
 }  // namespace
 
 Server::Server(ServerOptions options) : options_(std::move(options)) {
@@ -52,45 +54,49 @@ void Server::AddMethod(Loop* loop, grpc::Service* service, AcceptorFactory accep
 }
 
 StatusOr<int> Server::Start() {
-  CHECK_MSG(!server_, "a server started twice");
-  server_ = builder_.BuildAndStart();
-  if (!server_) {
-    // gRPC keeps the queues open; without a server nothing drains them but us.
+  CHECK_MSG(!server_ && !shut_down_, "a server started twice");
+  Status status = ProbeAddress();
+  if (status.ok()) {
+    server_ = builder_.BuildAndStart();
+    if (!server_) status = Unavailable("cannot listen on " + options_.listen + ": gRPC could not start");
+  }
+  if (!status.ok()) {
     shut_down_ = true;
     StopLoops();
-    return BindError();
+    return status;
   }
   for (const Method& method : methods_) {
     for (int i = 0; i < kAcceptorsPerMethod; ++i) method.loop->Spawn(method.acceptor(), "acceptor");
   }
-  if (options_.listen.starts_with("unix:")) port_ = 0;  // gRPC says 1
+  if (IsUnix(options_.listen)) port_ = 0;  // gRPC says 1
   return port_;
 }
 
-// gRPC only logs why it could not listen, so the same address is tried once more for the system's reason.
-Status Server::BindError() const {
-  const std::string what = "cannot listen on " + options_.listen;
+// gRPC only logs why it cannot listen, so the address is tried first for the system's reason.
+Status Server::ProbeAddress() const {
+  if (IsUnix(options_.listen)) return OkStatus();
+  const std::string what = "cannot listen on " + options_.listen + ": ";
   const size_t colon = options_.listen.rfind(':');
-  if (options_.listen.starts_with("unix:")) return Unavailable(what + ": no socket can be made at that path");
-  if (colon == std::string::npos) return InvalidArgument(what + ": expected host:port or unix:path");
+  if (colon == std::string::npos) return InvalidArgument(what + "expected host:port or unix:path");
   std::string host = options_.listen.substr(0, colon);
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  const std::string port = options_.listen.substr(colon + 1);
+  if (host.empty() || port.empty()) return InvalidArgument(what + "expected host:port or unix:path");
   addrinfo hints{};
   hints.ai_flags = AI_PASSIVE;
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  const std::string port = options_.listen.substr(colon + 1);
   if (const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found); error != 0) {
-    return InvalidArgument(what + ": " + gai_strerror(error));
+    return InvalidArgument(what + gai_strerror(error));
   }
-  std::string reason = "the address was taken";
-  const int fd = socket(found->ai_family, found->ai_socktype, found->ai_protocol);
-  const int on = 1;
+  const int fd = socket(found->ai_family, found->ai_socktype | SOCK_CLOEXEC, found->ai_protocol);
+  const int on = 1;  // as gRPC: connections of a former server that linger do not count
   if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0) reason = std::strerror(errno);
+  const bool usable = fd >= 0 && bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 1) == 0;
+  const int error = errno;
   if (fd >= 0) close(fd);
   freeaddrinfo(found);
-  return Unavailable(what + ": " + reason);
+  return usable ? OkStatus() : Unavailable(what + std::strerror(error));
 }
 
 void Server::Shutdown(Duration grace) {

@@ -93,7 +93,7 @@ class Server {
     AcceptorFactory acceptor;
   };
   void AddMethod(Loop* loop, grpc::Service* service, AcceptorFactory acceptor);
-  Status BindError() const;
+  Status ProbeAddress() const;
   void StopLoops();
 
   const ServerOptions options_;

@@ -108,7 +108,8 @@ Task<void> AcceptUnary(Loop* loop, Base* service, RequestUnary<Base, Req, Resp> 
     CqOperation accept([=](void* tag) {
       (service->*request)(s->call.context(), &s->request, &s->io, loop->queue(), loop->server_queue(), tag);
     });
-    if (!co_await accept) co_return;
+    const bool accepted = co_await accept;
+    if (!accepted) co_return;
     loop->Spawn(ServeUnary<Req, Resp>(std::move(state), handler), "unary call");
   }
 }
@@ -123,7 +124,8 @@ Task<void> AcceptServerStreaming(Loop* loop, Base* service, RequestServerStreami
     CqOperation accept([=](void* tag) {
       (service->*request)(s->call.context(), &s->request, s->writer.io(), loop->queue(), loop->server_queue(), tag);
     });
-    if (!co_await accept) co_return;
+    const bool accepted = co_await accept;
+    if (!accepted) co_return;
     loop->Spawn(ServeServerStreaming<Req, Resp>(std::move(state), handler), "server-streaming call");
   }
 }
@@ -138,7 +140,8 @@ Task<void> AcceptBidi(Loop* loop, Base* service, RequestBidi<Base, Req, Resp> re
     CqOperation accept([=](void* tag) {
       (service->*request)(s->call.context(), s->stream.io(), loop->queue(), loop->server_queue(), tag);
     });
-    if (!co_await accept) co_return;
+    const bool accepted = co_await accept;
+    if (!accepted) co_return;
     loop->Spawn(ServeBidi<Req, Resp>(std::move(state), handler), "bidi call");
   }
 }

@@ -3,11 +3,17 @@
 // continues at its end without growing the stack. A Task is destroyed only when it has ended or before it began:
 // operations in flight point into its frame, so stopping one early means cancelling what it waits for.
 //
-// Rules for GCC 12: no lambda with captures may be a coroutine (the frame outlives the lambda); parameters are values,
-// or references to objects of the loop that outlive the task; give a temporary with a destructor a name before co_await.
+// Rules for GCC 12:
+//  * No lambda with captures may be a coroutine: the frame outlives the lambda.
+//  * Parameters are values, or references to objects of the loop that outlive the task.
+//  * No co_await of a Task in the condition of if, while, for or switch, nor beside && or ||: in templates always, and
+//    elsewhere often, the frame is laid out wrongly. Write `const bool ok = co_await Try(x); if (!ok) ...`. The promise
+//    below aborts where it happens. (Reads, writes and waits are no Tasks: `while (co_await stream.Read(&m))` is fine.)
 
 #include <coroutine>
+#include <cstddef>
 #include <exception>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -22,6 +28,15 @@ namespace internal {
 
 struct TaskPromiseBase {
   std::coroutine_handle<> continuation = std::noop_coroutine();
+
+  // The frame of the coroutine that is about to start on this thread. A miscompiled one does not begin where it was
+  // allocated; running it would jump anywhere.
+  static inline thread_local void* allocated = nullptr;
+  static void* operator new(size_t bytes) { return allocated = ::operator new(bytes); }
+  static void operator delete(void* frame, size_t bytes) { ::operator delete(frame, bytes); }
+  static void CheckFrame(void* frame) {
+    CHECK_MSG(frame == allocated, "GCC laid a coroutine out wrongly: see the rules in task.h");
+  }
 
   struct ResumeContinuation {
     bool await_ready() const noexcept { return false; }
@@ -102,10 +117,14 @@ namespace internal {
 
 template <typename T>
 Task<T> TaskPromise<T>::get_return_object() noexcept {
-  return Task<T>(std::coroutine_handle<TaskPromise<T>>::from_promise(*this));
+  const auto frame = std::coroutine_handle<TaskPromise<T>>::from_promise(*this);
+  CheckFrame(frame.address());
+  return Task<T>(frame);
 }
 inline Task<void> TaskPromise<void>::get_return_object() noexcept {
-  return Task<void>(std::coroutine_handle<TaskPromise<void>>::from_promise(*this));
+  const auto frame = std::coroutine_handle<TaskPromise<void>>::from_promise(*this);
+  CheckFrame(frame.address());
+  return Task<void>(frame);
 }
 
 }  // namespace internal

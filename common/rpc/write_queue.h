@@ -49,7 +49,8 @@ class WriteQueue {
   /// As Push, but waits for room until `deadline`; kFull then.
   Task<Pushed> PushUntil(Message message, TimePoint deadline) {
     while (!closed_ && messages_.size() >= limit_) {
-      if (!co_await space_.WaitUntil(deadline)) co_return Pushed::kFull;
+      const bool room = co_await space_.WaitUntil(deadline);
+      if (!room) co_return Pushed::kFull;
     }
     co_return Push(std::move(message));
   }
@@ -71,7 +72,8 @@ class WriteQueue {
       writing_ = std::move(messages_.front());
       messages_.pop_front();
       space_.Set();
-      if (!co_await stream_->Write(writing_)) Close();
+      const bool written = co_await stream_->Write(writing_);
+      if (!written) Close();
     }
     pumping_ = false;
     idle_.Set();
