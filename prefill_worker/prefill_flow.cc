@@ -28,6 +28,7 @@ int64_t PrefillFlow::waiting_tokens() const {
 }
 
 bool PrefillFlow::Step() {
+  last_chunk_tokens_ = 0;
   if (jobs_.empty()) return false;
   std::vector<int64_t> remaining, limits;
   for (const Job& job : jobs_) {
@@ -36,6 +37,7 @@ bool PrefillFlow::Step() {
   }
   const auto take = PlanChunk(remaining, limits, max_chunk_tokens_);
   std::vector<Segment> segments;
+  for (int64_t count : take) last_chunk_tokens_ += count;
   for (size_t i = 0; i < jobs_.size(); ++i)
     if (take[i] > 0)
       segments.push_back({&jobs_[i].request.kv,
@@ -76,7 +78,10 @@ void PrefillFlow::Finish(Job& job, std::span<const float> last_logits) {
   const SequenceState& state = job.request.state;
   const auto index = static_cast<int64_t>(state.emitted.size());
   const auto token = NextToken(state, sampler_, last_logits, index);
-  if (!token.ok()) return job.request.sink->OnError(token.status());
+  if (!token.ok()) {
+    job.request.kv.Release();
+    return job.request.sink->OnError(token.status());
+  }
   const FinishReason finish = FinishAfter(state.params, model_.config().eos_token_ids, *token, index);
   job.request.sink->OnFirstToken(*token, finish, std::move(job.request.kv));
 }

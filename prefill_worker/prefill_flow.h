@@ -50,6 +50,8 @@ class PrefillFlow {
   size_t waiting() const { return jobs_.size(); }
   /// Prompt tokens not yet computed: the load figure for placement.
   int64_t waiting_tokens() const;
+  /// What the last Step ran, whether or not it succeeded.
+  int64_t last_chunk_tokens() const { return last_chunk_tokens_; }
 
  private:
   struct Job {
@@ -64,6 +66,7 @@ class PrefillFlow {
   const int64_t max_chunk_tokens_;
   Sampler sampler_;
   std::deque<Job> jobs_;
+  int64_t last_chunk_tokens_ = 0;
 };
 
 }  // namespace cachalot

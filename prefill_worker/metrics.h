@@ -1,0 +1,22 @@
+#pragma once
+// The metrics of the prefill worker, made once at start.
+
+#include "common/metrics/registry.h"
+
+namespace cachalot {
+
+struct PrefillMetrics {
+  explicit PrefillMetrics(MetricsRegistry& registry);
+
+  Counter& requests;
+  Counter& failed_requests;
+  Counter& prompt_tokens;
+  Counter& pushed_bytes;
+  Gauge& kv_blocks_used;
+  Gauge& queue_length;
+  Histogram& chunk_tokens;
+  Histogram& chunk_seconds;
+  Histogram& first_token_seconds;
+};
+
+}  // namespace cachalot

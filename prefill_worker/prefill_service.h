@@ -1,0 +1,99 @@
+#pragma once
+// Prefill.Prefill and Cluster.Describe on the control loop. One call is one job:
+//
+//   Prefill -> Admit (compatible? valid? room?) -> KvPush::Run: opens the stream to the decode worker
+//           -> PrefillStepLoop::Submit -> [ chunk: Progress to the caller, frames to the push ]*
+//           -> FirstToken -> commit frame -> verdict -> Committed
+//
+// Whatever ends the call ends the job: its KV is freed after the chunk in progress, its stream is cancelled.
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "cachalot/v1/cluster.grpc.pb.h"
+#include "cachalot/v1/prefill.grpc.pb.h"
+#include "common/kv/block_pool.h"
+#include "common/rpc/async_queue.h"
+#include "common/rpc/server.h"
+#include "prefill_worker/kv_publisher.h"
+#include "prefill_worker/metrics.h"
+#include "prefill_worker/step_loop.h"
+
+namespace cachalot {
+
+struct PrefillServiceOptions {
+  int max_queue = 256;        // jobs that wait or are computed
+  bool debug_logits = false;  // accept forced tokens and requests for logits
+  /// An event at least this often; prefill.proto promises 500 ms.
+  Duration heartbeat = std::chrono::milliseconds(250);
+  /// How long the caller may take to read an event.
+  Duration write = std::chrono::seconds(10);
+  KvPushOptions push;
+};
+
+class PrefillService {
+ public:
+  /// Registers with `server`; everything must outlive it, and this too.
+  PrefillService(rpc::Server* server, rpc::Loop* control, const ModelConfig& config, BlockPools* pools,
+                 PrefillStepLoop* step, v1::Description description, PrefillMetrics* metrics,
+                 PrefillServiceOptions options);
+  PrefillService(const PrefillService&) = delete;
+  PrefillService& operator=(const PrefillService&) = delete;
+
+  /// Any thread: from now on new calls are refused with UNAVAILABLE.
+  void Drain() { draining_.store(true); }
+  /// Any thread but the control loop's: waits until no call runs. False at the deadline.
+  bool WaitIdle(TimePoint deadline);
+
+ private:
+  using Writer = rpc::ServerWriter<v1::PrefillEvent>;
+  using EventQueue = rpc::AsyncQueue<JobEvent>;
+  struct Admitted;
+  struct Job;
+
+  rpc::Task<Status> Describe(rpc::ServerCall& call, const v1::DescribeRequest& request, v1::Description* description);
+  rpc::Task<Status> Prefill(rpc::ServerCall& call, const v1::PrefillRequest& request, Writer& writer);
+
+  StatusOr<Admitted> Admit(const v1::PrefillRequest& request);
+  Status CheckRequest(const v1::PrefillRequest& request) const;
+  void StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, Admitted admitted, Job* job);
+  rpc::Task<Status> FollowJob(rpc::ServerCall& call, Job* job, Writer& writer);
+  rpc::Task<bool> WriteChunk(Job* job, const JobEvent& event, Writer& writer);
+  rpc::Task<bool> WriteEvent(Job* job, const v1::PrefillEvent& event, Writer& writer);
+  void EndJob(Job* job, const Status& status);
+
+  // What comes from elsewhere, by the job's id: it may be gone by then.
+  void OnStepEvent(uint64_t id, JobEvent event);
+  void OnSent(uint64_t id, int64_t bytes);
+  std::shared_ptr<KvPush> MakePush(uint64_t id, const std::string& address);
+  std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address);
+  void LeaveQueue(Job* job);
+  void AddOpenCalls(int change);
+
+  rpc::Loop* control_;
+  const ModelConfig& config_;
+  BlockPools* pools_;
+  PrefillStepLoop* step_;
+  const v1::Description description_;
+  PrefillMetrics* metrics_;
+  const PrefillServiceOptions options_;
+  v1::Prefill::AsyncService prefill_;
+  v1::Cluster::AsyncService cluster_;
+  std::atomic<bool> draining_{false};
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  int open_calls_ = 0;  // under mutex_
+
+  // Control loop.
+  uint64_t next_id_ = 1;
+  std::map<uint64_t, Job*> jobs_;  // of the calls that run
+  int queued_ = 0;                 // those that wait or are computed
+  std::map<std::string, std::shared_ptr<grpc::Channel>> channels_;  // to decode workers
+};
+
+}  // namespace cachalot
