@@ -42,7 +42,8 @@ Status Annotate(const Status& status, std::string_view context);
 
 #define RETURN_IF_ERROR(expression)                                   \
   do {                                                                \
-    if (::cachalot::Status status_ = (expression); !status_.ok()) return status_; \
+    ::cachalot::Status cachalot_status_in_macro = (expression);       \
+    if (!cachalot_status_in_macro.ok()) return cachalot_status_in_macro; \
   } while (0)
 
 #define ASSIGN_OR_RETURN(declaration, expression) \
@@ -55,7 +56,8 @@ Status Annotate(const Status& status, std::string_view context);
 // The same two for coroutines (co_return).
 #define CO_RETURN_IF_ERROR(expression)                                   \
   do {                                                                   \
-    if (::cachalot::Status status_ = (expression); !status_.ok()) co_return status_; \
+    ::cachalot::Status cachalot_status_in_macro = (expression);          \
+    if (!cachalot_status_in_macro.ok()) co_return cachalot_status_in_macro; \
   } while (0)
 
 #define CO_ASSIGN_OR_RETURN(declaration, expression) \

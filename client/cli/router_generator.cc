@@ -1,0 +1,91 @@
+#include <chrono>
+
+#include "client/cli/generator.h"
+#include "client/sdk/client.h"
+#include "common/base/time.h"
+
+namespace cachalot::cli {
+namespace {
+
+Status FromSdk(const client::Status& status) {
+  return status.ok() ? OkStatus() : MakeStatus(static_cast<StatusCode>(status.code), status.message);
+}
+
+double SecondsSince(TimePoint start) { return Seconds(std::chrono::steady_clock::now() - start); }
+
+class RouterGenerator final : public Generator {
+ public:
+  explicit RouterGenerator(const std::string& router) : client_(router) {}
+
+  StatusOr<GenerationResult> Generate(const Prompt& prompt, const GenerationOptions& options,
+                                      const std::function<void(const std::string&)>& on_text) override {
+    client::ModelInfo info;
+    RETURN_IF_ERROR(FromSdk(client_.GetModelInfo(&info)));
+    client::GenerateRequest request;
+    request.token_ids = prompt.ids;
+    request.text = prompt.text;
+    for (const ChatTurn& turn : prompt.chat) request.chat.push_back({turn.role, turn.content});
+    request.max_tokens = options.max_tokens;
+    request.temperature = options.temperature;
+    request.top_k = options.top_k;
+    request.top_p = options.top_p;
+    request.seed = options.seed;
+    request.ignore_eos = options.ignore_eos;
+    request.stop_token_ids = options.stop_token_ids;
+
+    GenerationResult result;
+    if (info.has_tokenizer) result.text.emplace();
+    const TimePoint start = std::chrono::steady_clock::now();
+    auto stream = client_.Generate(request);
+    client::Event event;
+    while (stream->Next(&event)) {
+      if (event.kind == client::Event::Kind::kStarted) {
+        result.prompt_tokens = event.prompt_tokens;
+        continue;
+      }
+      if (result.token_ids.empty() && !event.token_ids.empty()) result.first_token_seconds = SecondsSince(start);
+      result.token_ids.insert(result.token_ids.end(), event.token_ids.begin(), event.token_ids.end());
+      if (result.text) *result.text += event.text;
+      if (on_text && !event.text.empty()) on_text(event.text);
+      if (event.kind == client::Event::Kind::kFinished) result.finish_reason = event.finish_reason;
+    }
+    RETURN_IF_ERROR(FromSdk(stream->Finish()));
+    result.total_seconds = SecondsSince(start);
+    return result;
+  }
+
+  StatusOr<LogitsResult> Logits(const std::vector<int32_t>& ids, int decode, int chunk) override {
+    client::ModelInfo info;
+    RETURN_IF_ERROR(FromSdk(client_.GetModelInfo(&info)));
+    LogitsResult result;
+    result.vocab = info.vocab_size;
+    result.values.resize(ids.size() * info.vocab_size);
+    int64_t received = 0;
+    const auto status =
+        client_.Logits(ids, decode, chunk, [&](int64_t first, int64_t rows, const float* values) {
+          if (first < 0 || rows < 0 || first + rows > static_cast<int64_t>(ids.size())) return;
+          std::copy_n(values, rows * result.vocab, result.values.begin() + first * result.vocab);
+          received += rows;
+        });
+    RETURN_IF_ERROR(FromSdk(status));
+    if (received != static_cast<int64_t>(ids.size()))
+      return DataLoss("the router sent " + std::to_string(received) + " rows of logits for " +
+                      std::to_string(ids.size()) + " ids");
+    return result;
+  }
+
+ private:
+  client::Client client_;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Generator>> MakeRouterGenerator(const Target& target) {
+  return std::unique_ptr<Generator>(std::make_unique<RouterGenerator>(target.router));
+}
+
+StatusOr<std::unique_ptr<Generator>> MakeGenerator(const Target& target) {
+  return target.embedded() ? MakeEmbeddedGenerator(target) : MakeRouterGenerator(target);
+}
+
+}  // namespace cachalot::cli

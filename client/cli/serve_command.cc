@@ -1,0 +1,83 @@
+#include <cstdio>
+
+#include "client/cli/commands.h"
+#include "client/embedded/embedded_workers.h"
+#include "common/base/log.h"
+#include "common/cluster/assets.h"
+#include "common/config/schema.h"
+#include "common/metrics/server.h"
+#include "common/process/role_main.h"
+#include "common/rpc/block_on.h"
+#include "common/rpc/health.h"
+#include "router/generation_service.h"
+
+namespace cachalot::cli {
+namespace {
+
+constexpr int kPublicMessageBytes = 16 << 20;
+
+struct Config {
+  EmbeddedOptions embedded;
+  std::string listen = "127.0.0.1:8000", metrics_listen, mode = "exact", log_level = "info";
+  int max_chunk_tokens = 256;
+  bool debug_logits = false;
+};
+
+Status Serve(RoleProcess& process, const Config& config) {
+  RETURN_IF_ERROR(process.Init(config.log_level));
+  ASSIGN_OR_RETURN(const auto embedded, EmbeddedModel::Load(config.embedded));
+  ASSIGN_OR_RETURN(const auto assets, ReadModelAssets(config.embedded.model));
+  ASSIGN_OR_RETURN(std::shared_ptr<const Frontend> frontend, Frontend::Make(assets));
+
+  MetricsRegistry metrics;
+  rpc::HealthState health;
+  WorkerPool<DecodeWorker> decode;
+  WorkerPool<PrefillWorker> prefill;
+  rpc::Server server({.listen = config.listen, .max_message_bytes = kPublicMessageBytes});
+  rpc::Loop* loop = server.AddLoop({.name = "front"});
+  const rpc::HealthService health_service(&server, loop, &health);
+  FlowContext flow{loop, &decode, &prefill, {}, {}};
+  GenerationService service(&server, loop, &flow, &metrics, config.debug_logits);
+  EmbeddedEngine engine(embedded.get(), loop, config.max_chunk_tokens);
+  decode.Add(engine.MakeDecodeWorker());
+  prefill.Add(engine.MakePrefillWorker());
+
+  ASSIGN_OR_RETURN(const int port, server.Start());
+  ASSIGN_OR_RETURN(const auto metrics_server, MetricsServer::Start(config.metrics_listen, metrics));
+  loop->Start();
+  service.Serve(frontend);
+  for (const char* name : {"", "liveness", "readiness"}) health.Set(name, true);
+  process.Ready(config.listen.substr(0, config.listen.rfind(':') + 1) + std::to_string(port));
+  process.WaitForStop();
+  health.Set("readiness", false);
+  service.Drain();
+  health.Close();
+  server.Shutdown(std::chrono::seconds(10));
+  return OkStatus();
+}
+
+}  // namespace
+
+int ServeCommand(const std::vector<std::string>& words) {
+  RoleProcess process({.role = "serve"});
+  Config config;
+  ConfigSchema schema("cachalot serve", "Serves a checkpoint from this process alone: all roles embedded, gRPC in front.");
+  schema.Add("model", &config.embedded.model, "checkpoint directory", NotEmpty());
+  schema.Require("model");
+  schema.Add("listen", &config.listen, "host:port of the API; port 0 takes a free one", NotEmpty());
+  schema.Add("metrics-listen", &config.metrics_listen, "host:port of the Prometheus endpoint; empty: none");
+  schema.Add("mode", &config.mode, "numeric mode", OneOf({"exact"}));
+  schema.Add("kernels", &config.embedded.kernels, "back end", OneOf({"auto", "cpu", "ref"}));
+  schema.Add("threads", &config.embedded.threads, "compute threads", Range(1, 256));
+  schema.Add("kv-tokens", &config.embedded.kv_tokens, "tokens of KV in all", Range<int64_t>(128, int64_t{1} << 32));
+  schema.Add("max-sequences", &config.embedded.max_sequences, "sequences at once", Range(1, 65536));
+  schema.Add("max-chunk-tokens", &config.max_chunk_tokens, "prompt tokens per prefill step", Range(1, 65536));
+  schema.Add("debug-logits", &config.debug_logits, "serve the Debug service");
+  schema.Add("log-level", &config.log_level, "debug, info, warning or error");
+  const auto parsed = schema.Parse(words);
+  if (!parsed.ok()) return Report("serve", parsed.status());
+  if (parsed->help) return std::puts(schema.Help().c_str()), 0;
+  return Report("serve", Serve(process, config));
+}
+
+}  // namespace cachalot::cli

@@ -1,0 +1,44 @@
+#pragma once
+// All roles' model parts in one process: one weights object, KV by reference. The yardstick for what disaggregation
+// costs, and what the command line runs without a cluster.
+
+#include <memory>
+#include <string>
+
+#include "common/model/forward.h"
+#include "common/tokenizer/tokenizer.h"
+
+namespace cachalot {
+
+struct EmbeddedOptions {
+  std::string model;             // checkpoint directory
+  std::string kernels = "auto";  // back end
+  int threads = 1;
+  int max_sequences = 64;
+  int64_t kv_tokens = 65536;
+};
+
+class EmbeddedModel {
+ public:
+  static StatusOr<std::unique_ptr<EmbeddedModel>> Load(const EmbeddedOptions& options);
+
+  Model& model() { return *model_; }
+  ExpertBackend& experts() { return *experts_; }
+  BlockPools& pools() { return *pools_; }
+  const ModelConfig& config() const { return model_->config(); }
+  /// Null when the checkpoint has no tokenizer.json.
+  const Tokenizer* tokenizer() const { return tokenizer_.get(); }
+
+ private:
+  EmbeddedModel() = default;
+  std::unique_ptr<ThreadPool> threads_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<BlockPools> pools_;
+  std::unique_ptr<ExpertBackend> experts_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+};
+
+/// The checkpoint's tokenizer, or null without a tokenizer.json.
+StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerIfPresent(const std::string& model_directory);
+
+}  // namespace cachalot

@@ -1,0 +1,22 @@
+#pragma once
+// One request through the prefill and decode flows on the caller's thread: the embedded mode without a server.
+
+#include <functional>
+
+#include "client/embedded/embedded_model.h"
+#include "common/engine/generation.h"
+
+namespace cachalot {
+
+struct RunOptions {
+  int64_t max_chunk_tokens = 256;
+  /// Every output token as it comes, by output index.
+  std::function<void(int64_t index, int32_t token, FinishReason finish)> on_token;
+  /// Rows of logits in order: prompt rows, then one row per decode step. Needs state.want_logits.
+  std::function<void(std::span<const float> rows)> on_logits;
+};
+
+/// RESOURCE_EXHAUSTED when the KV does not fit; else what the flows report.
+Status RunEmbedded(EmbeddedModel& embedded, const SequenceState& state, const RunOptions& options);
+
+}  // namespace cachalot

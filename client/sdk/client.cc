@@ -1,0 +1,179 @@
+#include "client/sdk/client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <cstring>
+
+#include "cachalot/v1/admin.grpc.pb.h"
+#include "cachalot/v1/generation.grpc.pb.h"
+
+namespace cachalot::client {
+namespace {
+
+constexpr int kMaxMessageBytes = 16 << 20;
+constexpr auto kUnaryDeadline = std::chrono::seconds(10);
+
+Status FromGrpc(const grpc::Status& status) {
+  return {static_cast<int>(status.error_code()), status.error_message()};
+}
+
+v1::GenerateRequest ToProto(const GenerateRequest& request) {
+  v1::GenerateRequest proto;
+  proto.set_request_id(request.request_id);
+  if (request.token_ids) {
+    proto.mutable_token_ids()->mutable_ids()->Assign(request.token_ids->begin(), request.token_ids->end());
+  } else if (request.text) {
+    proto.set_text(*request.text);
+  } else {
+    for (const ChatMessage& message : request.chat) {
+      v1::ChatMessage* to = proto.mutable_chat()->add_messages();
+      to->set_role(message.role);
+      to->set_content(message.content);
+    }
+  }
+  v1::SamplingParams* sampling = proto.mutable_sampling();
+  if (request.temperature) sampling->set_temperature(*request.temperature);
+  if (request.top_k) sampling->set_top_k(*request.top_k);
+  if (request.top_p) sampling->set_top_p(*request.top_p);
+  if (request.seed) sampling->set_seed(*request.seed);
+  if (request.max_tokens) proto.set_max_tokens(*request.max_tokens);
+  proto.mutable_stop_token_ids()->Assign(request.stop_token_ids.begin(), request.stop_token_ids.end());
+  proto.set_ignore_eos(request.ignore_eos);
+  proto.mutable_resume_tokens()->Assign(request.resume_tokens.begin(), request.resume_tokens.end());
+  return proto;
+}
+
+Event FromProto(const v1::GenerateResponse& response) {
+  Event event;
+  switch (response.event_case()) {
+    case v1::GenerateResponse::kStarted:
+      event.kind = Event::Kind::kStarted;
+      event.request_id = response.started().request_id();
+      event.seed = response.started().seed();
+      event.prompt_tokens = response.started().prompt_tokens();
+      break;
+    case v1::GenerateResponse::kFinished:
+      event.kind = Event::Kind::kFinished;
+      event.text = response.finished().text();
+      event.finish_reason = response.finished().reason() == v1::FINISH_REASON_LENGTH ? "length" : "stop";
+      event.prompt_tokens = response.finished().usage().prompt_tokens();
+      event.completion_tokens = response.finished().usage().completion_tokens();
+      break;
+    default:
+      event.kind = Event::Kind::kTokens;
+      event.token_ids.assign(response.tokens().ids().begin(), response.tokens().ids().end());
+      event.text = response.tokens().text();
+  }
+  return event;
+}
+
+class Stream final : public TokenStream {
+ public:
+  Stream(v1::Inference::Stub* stub, const GenerateRequest& request) {
+    if (request.timeout_ms > 0)
+      context_.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(request.timeout_ms));
+    reader_ = stub->Generate(&context_, ToProto(request));
+  }
+  ~Stream() override {
+    if (!finished_) {
+      context_.TryCancel();
+      (void)Finish();
+    }
+  }
+
+  bool Next(Event* event) override {
+    v1::GenerateResponse response;
+    if (finished_ || !reader_->Read(&response)) return false;
+    *event = FromProto(response);
+    return true;
+  }
+  Status Finish() override {
+    if (!finished_) {
+      v1::GenerateResponse rest;
+      while (reader_->Read(&rest)) {
+      }
+      status_ = FromGrpc(reader_->Finish());
+      finished_ = true;
+    }
+    return status_;
+  }
+  void Cancel() override { context_.TryCancel(); }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader_;
+  bool finished_ = false;
+  Status status_;
+};
+
+}  // namespace
+
+struct Client::Impl {
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<v1::Inference::Stub> inference;
+  std::unique_ptr<v1::Debug::Stub> debug;
+};
+
+Client::Client(const std::string& router) : impl_(std::make_unique<Impl>()) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  arguments.SetMaxSendMessageSize(kMaxMessageBytes);
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  impl_->channel = grpc::CreateCustomChannel(router, grpc::InsecureChannelCredentials(), arguments);
+  impl_->inference = v1::Inference::NewStub(impl_->channel);
+  impl_->debug = v1::Debug::NewStub(impl_->channel);
+}
+
+Client::~Client() = default;
+
+std::unique_ptr<TokenStream> Client::Generate(const GenerateRequest& request) {
+  return std::make_unique<Stream>(impl_->inference.get(), request);
+}
+
+Status Client::Tokenize(const std::string& text, std::vector<int32_t>* ids) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kUnaryDeadline);
+  v1::TokenizeRequest request;
+  request.set_text(text);
+  v1::TokenizeResponse response;
+  const grpc::Status status = impl_->inference->Tokenize(&context, request, &response);
+  ids->assign(response.ids().begin(), response.ids().end());
+  return FromGrpc(status);
+}
+
+Status Client::GetModelInfo(ModelInfo* info) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kUnaryDeadline);
+  v1::ModelInfo response;
+  const grpc::Status status = impl_->inference->GetModelInfo(&context, {}, &response);
+  info->model = response.model();
+  info->mode = response.mode();
+  info->version = response.version();
+  info->vocab_size = response.vocab_size();
+  info->max_context_tokens = response.max_context_tokens();
+  info->eos_token_ids.assign(response.eos_token_ids().begin(), response.eos_token_ids().end());
+  info->has_tokenizer = response.has_tokenizer();
+  return FromGrpc(status);
+}
+
+Status Client::Logits(const std::vector<int32_t>& ids, int decode, int max_chunk_tokens,
+                      const std::function<void(int64_t, int64_t, const float*)>& rows) {
+  grpc::ClientContext context;
+  v1::LogitsRequest request;
+  request.mutable_ids()->Assign(ids.begin(), ids.end());
+  request.set_decode(decode);
+  request.set_max_chunk_tokens(max_chunk_tokens);
+  auto reader = impl_->debug->Logits(&context, request);
+  v1::LogitsResponse response;
+  std::vector<float> values;
+  while (reader->Read(&response)) {
+    values.resize(response.values().size() / sizeof(float));
+    std::memcpy(values.data(), response.values().data(), values.size() * sizeof(float));
+    rows(response.first_row(), response.rows(), values.data());
+  }
+  return FromGrpc(reader->Finish());
+}
+
+}  // namespace cachalot::client

@@ -1,0 +1,101 @@
+#pragma once
+// The C++ client of a Cachalot router. Needs nothing of Cachalot but its protos; types are std types only.
+//
+//   cachalot::client::Client client("127.0.0.1:8000");
+//   cachalot::client::GenerateRequest request;
+//   request.chat = {{"user", "Genesis 1:1"}};
+//   auto stream = client.Generate(request);
+//   cachalot::client::Event event;
+//   while (stream->Next(&event)) std::cout << event.text;
+//   if (auto status = stream->Finish(); !status.ok()) ...
+//
+// Thread-safe; a stream belongs to one thread, but Cancel may be called from any.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace cachalot::client {
+
+/// Canonical gRPC code (0 is OK) and a message that says what to do.
+struct Status {
+  int code = 0;
+  std::string message;
+  bool ok() const { return code == 0; }
+};
+
+struct ChatMessage {
+  std::string role;  // "system", "user" or "assistant"
+  std::string content;
+};
+
+/// Exactly one of token_ids, text and chat. Absent fields take the router's defaults (protos: GenerateRequest).
+struct GenerateRequest {
+  std::string request_id;
+  std::optional<std::vector<int32_t>> token_ids;
+  std::optional<std::string> text;
+  std::vector<ChatMessage> chat;
+  std::optional<float> temperature;
+  std::optional<int32_t> top_k;
+  std::optional<float> top_p;
+  std::optional<uint64_t> seed;
+  std::optional<int32_t> max_tokens;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  std::vector<int32_t> resume_tokens;
+  /// Of the whole stream; 0: none.
+  int64_t timeout_ms = 0;
+};
+
+/// Started, tokens (any number of times), finished.
+struct Event {
+  enum class Kind { kStarted, kTokens, kFinished } kind = Kind::kStarted;
+  std::string request_id;          // started
+  uint64_t seed = 0;               // started
+  int32_t prompt_tokens = 0;       // started, finished
+  std::vector<int32_t> token_ids;  // tokens
+  std::string text;                // tokens, finished
+  std::string finish_reason;       // finished: "stop" or "length"
+  int32_t completion_tokens = 0;   // finished
+};
+
+class TokenStream {
+ public:
+  virtual ~TokenStream() = default;
+  /// Blocks for the next event; false at the end, Finish says why.
+  virtual bool Next(Event* event) = 0;
+  virtual Status Finish() = 0;
+  virtual void Cancel() = 0;
+};
+
+struct ModelInfo {
+  std::string model, mode, version;
+  int32_t vocab_size = 0;
+  int64_t max_context_tokens = 0;
+  std::vector<int32_t> eos_token_ids;
+  bool has_tokenizer = false;
+};
+
+class Client {
+ public:
+  /// `router` is host:port or any gRPC target. Does not connect yet.
+  explicit Client(const std::string& router);
+  ~Client();
+
+  std::unique_ptr<TokenStream> Generate(const GenerateRequest& request);
+  Status Tokenize(const std::string& text, std::vector<int32_t>* ids);
+  Status GetModelInfo(ModelInfo* info);
+  /// Debugging; the router must run with --debug-logits. Calls `rows` with consecutive rows [count, vocab] in order.
+  Status Logits(const std::vector<int32_t>& ids, int decode, int max_chunk_tokens,
+                const std::function<void(int64_t first_row, int64_t rows, const float* values)>& rows);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cachalot::client

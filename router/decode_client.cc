@@ -1,0 +1,237 @@
+#include "router/decode_client.h"
+
+#include <cstring>
+
+#include "common/base/log.h"
+#include "common/rpc/event.h"
+
+namespace cachalot {
+namespace {
+
+constexpr size_t kSessionQueueLimit = 65536;
+constexpr int kSessionMessageBytes = 16 << 20;
+constexpr int64_t kAcknowledgeEvery = 16;  // tokens; the window is far larger
+
+WorkerLoad FromProto(const v1::Load& load) {
+  return {load.running_sequences(), load.waiting_tokens(), load.free_kv_tokens()};
+}
+
+}  // namespace
+
+struct DecodeClient::Session {
+  Session(rpc::Loop* loop, const rpc::CallOptions& options)
+      : stream(loop, options), writes(loop, &stream, kSessionQueueLimit), beats(loop), over(loop) {}
+
+  Stream stream;
+  rpc::WriteQueue<Stream> writes;
+  rpc::TaskGroup beats;
+  rpc::Event over;
+  TimePoint last_heard;
+};
+
+class DecodeClient::Call final : public RemoteLease {
+ public:
+  Call(DecodeClient* owner, uint64_t handle, std::shared_ptr<FlowQueue> queue)
+      : owner_(owner), handle_(handle), queue_(std::move(queue)) {
+    owner_->calls_[handle_] = this;
+  }
+  ~Call() override {
+    if (owner_->calls_.erase(handle_) == 0) return;  // it has failed: the worker forgot it already
+    v1::SessionRequest close;
+    close.mutable_close()->set_handle(handle_);
+    owner_->Send(std::move(close));
+  }
+
+  void Acknowledge(int64_t next_index) override {
+    if (next_index - acknowledged_ < kAcknowledgeEvery || owner_->Find(handle_) != this) return;
+    acknowledged_ = next_index;
+    v1::SessionRequest request;
+    request.mutable_acknowledge()->add_handles(handle_);
+    request.mutable_acknowledge()->add_next_index(next_index);
+    owner_->Send(std::move(request));
+  }
+  const v1::Lease& lease() const override { return lease_; }
+  const std::string& address() const override { return owner_->address_; }
+
+  void Granted(const v1::Granted& granted) {
+    lease_ = granted.lease();
+    FlowEvent event;
+    event.kind = FlowEvent::Kind::kGranted;
+    queue_->Push(std::move(event));
+  }
+  void Token(int64_t index, int32_t token, FinishReason finish, const std::string& logits) {
+    FlowEvent event;
+    event.kind = FlowEvent::Kind::kToken;
+    event.index = index;
+    event.token = token;
+    event.finish = finish;
+    event.logits.resize(logits.size() / sizeof(float));
+    std::memcpy(event.logits.data(), logits.data(), event.logits.size() * sizeof(float));
+    queue_->Push(std::move(event));
+  }
+  void Failed(Status status) {
+    FlowEvent event;
+    event.kind = FlowEvent::Kind::kDecodeFailed;
+    event.error = std::move(status);
+    queue_->Push(std::move(event));
+  }
+
+ private:
+  DecodeClient* owner_;
+  const uint64_t handle_;
+  std::shared_ptr<FlowQueue> queue_;
+  v1::Lease lease_;
+  int64_t acknowledged_ = 0;
+};
+
+DecodeClient::DecodeClient(rpc::Loop* loop, std::string address, uint64_t router_epoch, ClusterView* cluster,
+                           DecodeClientOptions options)
+    : loop_(loop), address_(std::move(address)), router_epoch_(router_epoch), cluster_(cluster), options_(options),
+      channel_(rpc::CreateChannel(address_, {.max_message_bytes = kSessionMessageBytes})),
+      stub_(v1::Decode::NewStub(channel_)), describe_stub_(v1::Cluster::NewStub(channel_)) {}
+
+DecodeClient::~DecodeClient() = default;
+
+rpc::Task<void> DecodeClient::Run() {
+  while (!loop_->stopping()) {
+    const bool was_healthy = health_.ok();
+    Status status = co_await RunSession();
+    const Status ended = Annotate(status.ok() ? Unavailable("the session ended") : status, "decode worker " + address_);
+    if (was_healthy || health_.ok() || StatusMessage(health_) != StatusMessage(ended))
+      LogWarning(StatusMessage(ended) + "; connecting again");
+    health_ = ended;
+    FailAll(MakeStatus(StatusCode::kUnavailable, StatusMessage(ended)));
+    co_await rpc::SleepFor(loop_, options_.reconnect_delay, &loop_->scope());
+  }
+}
+
+/// The worker's identity before it is trusted with a session.
+rpc::Task<Status> DecodeClient::Describe() {
+  auto description =
+      co_await rpc::UnaryCall(loop_, describe_stub_.get(), &v1::Cluster::Stub::PrepareAsyncDescribe,
+                              v1::DescribeRequest(), {.deadline = loop_->Now() + options_.connect_timeout});
+  CO_RETURN_IF_ERROR(description.status());
+  if (description->role() != v1::ROLE_DECODE) co_return FailedPrecondition("it is no decode worker");
+  co_return cluster_->Admit(description->compat(), "decode worker " + address_);
+}
+
+rpc::Task<Status> DecodeClient::RunSession() {
+  const Status described = co_await Describe();
+  CO_RETURN_IF_ERROR(described);
+  Session session(loop_, {});
+  if (!co_await session.stream.Start(stub_.get(), &v1::Decode::Stub::PrepareAsyncSession)) {
+    Status status = co_await session.stream.Finish();
+    co_return status;
+  }
+  session.last_heard = loop_->Now();
+  session_ = &session;
+  v1::SessionRequest hello;
+  *hello.mutable_hello()->mutable_compat() = *cluster_->compat();
+  hello.mutable_hello()->set_router_epoch(router_epoch_);
+  Send(std::move(hello));
+  session.beats.Spawn(Beat(&session), "decode session heartbeat");
+  v1::SessionResponse response;
+  while (co_await session.stream.Read(&response)) {
+    session.last_heard = loop_->Now();
+    Dispatch(response);
+  }
+  const bool silent = loop_->Now() - session.last_heard >= options_.silence_limit;
+  session_ = nullptr;
+  session.over.Set();
+  session.writes.Close();
+  session.stream.TryCancel();
+  Status status = co_await session.stream.Finish();
+  co_await session.beats.JoinAll();
+  while (!co_await session.writes.Flush(TimePoint::max())) co_await rpc::Yield(loop_);
+  if (silent) status = Unavailable("no sign of life for " + std::to_string(Seconds(options_.silence_limit)) + " s");
+  co_return status;
+}
+
+/// Our signs of life, and the watch over the worker's.
+rpc::Task<void> DecodeClient::Beat(Session* session) {
+  while (!co_await session->over.WaitUntil(loop_->Now() + options_.heartbeat_interval)) {
+    if (loop_->stopping() || loop_->Now() - session->last_heard >= options_.silence_limit) {
+      session->stream.TryCancel();
+      co_return;
+    }
+    v1::SessionRequest beat;
+    beat.mutable_heartbeat();
+    Send(std::move(beat));
+  }
+}
+
+void DecodeClient::Send(v1::SessionRequest request) {
+  if (session_ == nullptr) return;
+  using Writes = rpc::WriteQueue<Stream>;
+  if (session_->writes.Push(std::move(request)) == Writes::Pushed::kFull) session_->stream.TryCancel();
+}
+
+std::unique_ptr<DecodeCall> DecodeClient::Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) {
+  const uint64_t handle = next_handle_++;
+  auto call = std::make_unique<Call>(this, handle, std::move(queue));
+  if (!health_.ok()) {
+    calls_.erase(handle);
+    call->Failed(health_);
+    return call;
+  }
+  v1::SessionRequest request;
+  request.mutable_open()->set_handle(handle);
+  *request.mutable_open()->mutable_state() = ToProto(state);
+  Send(std::move(request));
+  return call;
+}
+
+DecodeClient::Call* DecodeClient::Find(uint64_t handle) {
+  const auto at = calls_.find(handle);
+  return at == calls_.end() ? nullptr : at->second;
+}
+
+void DecodeClient::Dispatch(const v1::SessionResponse& response) {
+  switch (response.message_case()) {
+    case v1::SessionResponse::kHello:
+      load_ = FromProto(response.hello().load());
+      health_ = OkStatus();
+      LogInfo("decode worker " + address_ + " is ready");
+      break;
+    case v1::SessionResponse::kGranted:
+      if (Call* call = Find(response.granted().handle())) call->Granted(response.granted());
+      break;
+    case v1::SessionResponse::kFailed: {
+      const v1::Failed& failed = response.failed();
+      Call* call = Find(failed.handle());
+      if (call == nullptr) break;
+      calls_.erase(failed.handle());
+      call->Failed(MakeStatus(static_cast<StatusCode>(failed.code()), failed.message()));
+      break;
+    }
+    case v1::SessionResponse::kStep:
+      DispatchStep(response.step());
+      break;
+    default:
+      break;
+  }
+}
+
+void DecodeClient::DispatchStep(const v1::StepBatch& batch) {
+  static const std::string kNone;
+  load_ = FromProto(batch.load());
+  const int count = batch.handles_size();
+  if (batch.indices_size() != count || batch.tokens_size() != count || batch.finish_size() != count ||
+      (batch.logits_size() != 0 && batch.logits_size() != count)) {
+    LogError("decode worker " + address_ + " sent a malformed step batch");
+    session_->stream.TryCancel();
+    return;
+  }
+  for (int i = 0; i < count; ++i)
+    if (Call* call = Find(batch.handles(i)))
+      call->Token(batch.indices(i), batch.tokens(i), cachalot::FromProto(batch.finish(i)),
+                  batch.logits_size() ? batch.logits(i) : kNone);
+}
+
+void DecodeClient::FailAll(const Status& status) {
+  std::map<uint64_t, Call*> calls;
+  calls.swap(calls_);
+  for (auto& [handle, call] : calls) call->Failed(status);
+}
+
+}  // namespace cachalot

@@ -1,0 +1,40 @@
+#pragma once
+// What the router knows of the model: its tokenizer and its limits. Immutable; built from a directory or from what a
+// worker serves.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cachalot/v1/cluster.pb.h"
+#include "cachalot/v1/generation.pb.h"
+#include "common/tokenizer/stream_decoder.h"
+#include "common/tokenizer/tokenizer.h"
+#include "router/admission.h"
+
+namespace cachalot {
+
+class Frontend {
+ public:
+  static StatusOr<std::unique_ptr<Frontend>> Make(const v1::GetModelAssetsResponse& assets);
+
+  const ModelLimits& limits() const { return limits_; }
+  const Tokenizer* tokenizer() const { return tokenizer_.get(); }
+  const v1::ModelInfo& info() const { return info_; }
+
+  /// FAILED_PRECONDITION when text meets a model without a tokenizer.
+  StatusOr<std::vector<int32_t>> EncodeText(const std::string& text) const;
+  StatusOr<std::vector<int32_t>> EncodeChat(const v1::Chat& chat) const;
+
+  /// An admitted sequence from a public request: ids, defaults, a drawn seed, a made-up id.
+  StatusOr<SequenceState> Admit(const v1::GenerateRequest& request) const;
+
+ private:
+  Frontend() = default;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  ModelLimits limits_;
+  v1::ModelInfo info_;
+};
+
+}  // namespace cachalot

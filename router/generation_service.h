@@ -1,0 +1,48 @@
+#pragma once
+// The public gRPC API of the router (protos: generation.proto, admin.proto) over the request flow.
+
+#include <memory>
+
+#include "cachalot/v1/admin.grpc.pb.h"
+#include "cachalot/v1/generation.grpc.pb.h"
+#include "common/metrics/registry.h"
+#include "common/rpc/server.h"
+#include "router/frontend.h"
+#include "router/request_flow.h"
+
+namespace cachalot {
+
+class GenerationService {
+ public:
+  /// Registers on `loop` before Server::Start; all pointers must outlive the server. Requests get UNAVAILABLE until
+  /// Serve. `debug_logits` registers the Debug service.
+  GenerationService(rpc::Server* server, rpc::Loop* loop, FlowContext* flow, MetricsRegistry* metrics,
+                    bool debug_logits);
+
+  /// Any thread: from now on requests are answered.
+  void Serve(std::shared_ptr<const Frontend> frontend);
+  /// Any thread: new requests get UNAVAILABLE, running ones go on.
+  void Drain();
+
+ private:
+  rpc::Task<Status> Generate(rpc::ServerCall& call, const v1::GenerateRequest& request,
+                             rpc::ServerWriter<v1::GenerateResponse>& writer);
+  rpc::Task<Status> Tokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse* response);
+  rpc::Task<Status> GetModelInfo(v1::ModelInfo* response);
+  rpc::Task<Status> Logits(rpc::ServerCall& call, const v1::LogitsRequest& request,
+                           rpc::ServerWriter<v1::LogitsResponse>& writer);
+  Status Ready() const;
+  void Count(const std::string& request_id, const StatusOr<FlowResult>& result, TimePoint start);
+
+  rpc::Loop* loop_;
+  FlowContext* flow_;
+  v1::Inference::AsyncService inference_;
+  v1::Debug::AsyncService debug_;
+  std::shared_ptr<const Frontend> frontend_;  // loop thread
+  bool draining_ = false;
+  Counter &requests_, &failures_, &cancelled_, &tokens_;
+  Gauge& running_;
+  Histogram &first_token_seconds_, &request_seconds_;
+};
+
+}  // namespace cachalot

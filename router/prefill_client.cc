@@ -1,0 +1,150 @@
+#include "router/prefill_client.h"
+
+#include <cstring>
+
+#include "common/base/log.h"
+#include "common/rpc/event.h"
+#include "common/rpc/task_group.h"
+#include "router/decode_client.h"
+
+namespace cachalot {
+namespace {
+
+using Kind = FlowEvent::Kind;
+constexpr int kPrefillMessageBytes = 16 << 20;
+
+}  // namespace
+
+/// Shared by the coroutine and the Call that the flow holds.
+struct PrefillClient::Running {
+  Running(rpc::Loop* loop) : over(loop), watchers(loop) {}
+
+  v1::PrefillRequest request;
+  std::shared_ptr<FlowQueue> queue;
+  rpc::CancelScope scope;
+  rpc::Event over;
+  rpc::TaskGroup watchers;
+  rpc::ClientReader<v1::PrefillEvent>* stream = nullptr;
+  TimePoint last_heard;
+  bool silent = false;
+  bool abandoned = false;  // the flow does not want to hear of it any more
+
+  FlowEvent Event(Kind kind) const {
+    FlowEvent event;
+    event.kind = kind;
+    event.attempt = request.attempt();
+    return event;
+  }
+  void Push(FlowEvent event) {
+    if (!abandoned) queue->Push(std::move(event));
+  }
+};
+
+class PrefillClient::Call final : public PrefillCall {
+ public:
+  explicit Call(std::shared_ptr<Running> running) : running_(std::move(running)) {}
+  ~Call() override {
+    running_->abandoned = true;
+    running_->scope.Cancel();
+  }
+
+ private:
+  std::shared_ptr<Running> running_;
+};
+
+PrefillClient::PrefillClient(rpc::Loop* loop, std::string address, ClusterView* cluster, PrefillClientOptions options)
+    : loop_(loop), address_(std::move(address)), cluster_(cluster), options_(options),
+      channel_(rpc::CreateChannel(address_, {.max_message_bytes = kPrefillMessageBytes})),
+      stub_(v1::Prefill::NewStub(channel_)), describe_stub_(v1::Cluster::NewStub(channel_)) {}
+
+rpc::Task<void> PrefillClient::Run() {
+  while (!loop_->stopping()) {
+    auto description =
+        co_await rpc::UnaryCall(loop_, describe_stub_.get(), &v1::Cluster::Stub::PrepareAsyncDescribe,
+                                v1::DescribeRequest(), {.deadline = loop_->Now() + options_.describe_timeout});
+    Status status = description.status();
+    if (status.ok() && description->role() != v1::ROLE_PREFILL) status = FailedPrecondition("it is no prefill worker");
+    if (status.ok()) status = cluster_->Admit(description->compat(), "prefill worker " + address_);
+    if (status.ok() && !health_.ok()) LogInfo("prefill worker " + address_ + " is ready");
+    if (!status.ok() && health_.ok()) LogWarning("prefill worker " + address_ + ": " + StatusMessage(status));
+    health_ = status;
+    if (status.ok())
+      load_ = {description->load().running_sequences(), description->load().waiting_tokens(),
+               description->load().free_kv_tokens()};
+    // A worker that is away is looked at more often, so that it is used soon after it comes back.
+    const Duration pause = status.ok() ? options_.describe_interval : options_.describe_interval / 10;
+    co_await rpc::SleepFor(loop_, pause, &loop_->scope());
+  }
+}
+
+std::unique_ptr<PrefillCall> PrefillClient::Start(const SequenceState& state, DecodeCall& lease,
+                                                  PrefillOptions options, std::shared_ptr<FlowQueue> queue) {
+  auto& remote = dynamic_cast<RemoteLease&>(lease);
+  auto running = std::make_shared<Running>(loop_);
+  running->queue = std::move(queue);
+  v1::PrefillRequest& request = running->request;
+  *request.mutable_state() = ToProto(state);
+  *request.mutable_lease() = remote.lease();
+  request.set_attempt(options.attempt);
+  request.set_decode_address(remote.address());
+  request.set_max_chunk_tokens(static_cast<uint32_t>(options.max_chunk_tokens));
+  if (cluster_->compat()) *request.mutable_compat() = *cluster_->compat();
+  loop_->Spawn(RunCall(this, running), "prefill call");
+  return std::make_unique<Call>(std::move(running));
+}
+
+rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Running> running) {
+  rpc::Loop* loop = client->loop_;
+  const int64_t index = running->request.state().emitted_size();
+  rpc::ClientReader<v1::PrefillEvent> stream(loop, {.scope = &running->scope});
+  running->stream = &stream;
+  running->last_heard = loop->Now();
+  running->watchers.Spawn(Watch(client, running.get()), "prefill watch");
+  if (co_await stream.Start(client->stub_.get(), &v1::Prefill::Stub::PrepareAsyncPrefill, running->request)) {
+    v1::PrefillEvent event;
+    while (co_await stream.Read(&event)) {
+      running->last_heard = loop->Now();
+      if (event.has_first_token()) {
+        FlowEvent token = running->Event(Kind::kFirstToken);
+        token.index = index;
+        token.token = event.first_token().token();
+        token.finish = FromProto(event.first_token().finish());
+        running->Push(std::move(token));
+      } else if (event.has_logits()) {
+        FlowEvent logits = running->Event(Kind::kPromptLogits);
+        logits.first_row = event.logits().first_row();
+        logits.logits.resize(event.logits().values().size() / sizeof(float));
+        std::memcpy(logits.logits.data(), event.logits().values().data(), logits.logits.size() * sizeof(float));
+        running->Push(std::move(logits));
+      } else if (event.has_committed()) {
+        running->Push(running->Event(Kind::kCommitted));
+      }
+    }
+  }
+  Status status = co_await stream.Finish();
+  if (running->silent)
+    status = Unavailable("no sign of life for " + std::to_string(Seconds(client->options_.silence_limit)) + " s");
+  if (!status.ok()) {
+    // A dead worker is known here first: no other request should try it before it has answered again.
+    if (status.code() == StatusCode::kUnavailable)
+      client->health_ = Annotate(status, "prefill worker " + client->address_);
+    FlowEvent failed = running->Event(Kind::kPrefillFailed);
+    failed.error = Annotate(status, "prefill worker " + client->address_);
+    running->Push(std::move(failed));
+  }
+  running->over.Set();
+  running->stream = nullptr;
+  co_await running->watchers.JoinAll();
+}
+
+rpc::Task<void> PrefillClient::Watch(PrefillClient* client, Running* running) {
+  while (!co_await running->over.WaitUntil(running->last_heard + client->options_.silence_limit)) {
+    if (client->loop_->draining()) co_return;
+    if (client->loop_->Now() - running->last_heard < client->options_.silence_limit) continue;
+    running->silent = true;
+    if (running->stream) running->stream->TryCancel();
+    co_return;
+  }
+}
+
+}  // namespace cachalot

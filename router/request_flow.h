@@ -1,0 +1,60 @@
+#pragma once
+// THE story of a request, in the steps of DESIGN 1 (numbered the same in request_flow.cc):
+//
+//   3 place -> 4 lease on a decode worker -> 5 prefill, pushed to it -> 6 tokens -> 8 to the client -> 9 release
+//
+// with its two ways back: a prefill that fails is tried again elsewhere under the same lease (next attempt); a decode
+// worker that fails is replaced by another pair, which prefills prompt + tokens already sent and goes on behind them.
+// Workers are interfaces: the same flow serves a cluster and the embedded mode.
+
+#include <memory>
+
+#include "common/base/time.h"
+#include "common/rpc/server_call.h"
+#include "router/worker_api.h"
+#include "router/worker_pool.h"
+
+namespace cachalot {
+
+/// Where the output goes. False: the client is gone.
+class FlowSink {
+ public:
+  virtual ~FlowSink() = default;
+  /// The request holds its KV: from here on the client sees it accepted.
+  virtual rpc::Task<bool> Started() = 0;
+  /// Consecutive output tokens; the last one may be the end of the output.
+  virtual rpc::Task<bool> Tokens(std::vector<int32_t> tokens) = 0;
+  /// Debugging: consecutive rows of logits.
+  virtual rpc::Task<bool> Logits(int64_t first_row, std::vector<float> rows) = 0;
+};
+
+struct FlowOptions {
+  int max_prefill_attempts = 4;  // a lease
+  int max_pairs = 4;             // leases a request
+  /// How long a request waits for a usable worker.
+  Duration placement_wait = std::chrono::seconds(5);
+};
+
+struct FlowCounters {
+  int64_t prefill_retries = 0, decode_failovers = 0;
+};
+
+struct FlowContext {
+  rpc::Loop* loop = nullptr;
+  WorkerPool<DecodeWorker>* decode = nullptr;
+  WorkerPool<PrefillWorker>* prefill = nullptr;
+  FlowOptions options;
+  FlowCounters counters;
+};
+
+struct FlowResult {
+  FinishReason finish = FinishReason::kNone;
+  int64_t output_tokens = 0;  // emitted before included
+};
+
+/// Runs an admitted request to its end. `cancel` stops it, as does `deadline`. Everything that it holds is released
+/// when it returns, on whatever path.
+rpc::Task<StatusOr<FlowResult>> RunRequest(FlowContext* context, SequenceState state, FlowSink* sink,
+                                           PrefillOptions options, rpc::CancelScope* cancel, TimePoint deadline);
+
+}  // namespace cachalot
