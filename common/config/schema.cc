@@ -53,11 +53,13 @@ StatusOr<int64_t> ParseAs(const std::string& text) {
 
 StatusOr<std::string> YamlText(const YAML::Node& node, bool is_list) {
   if (node.IsScalar()) return node.Scalar();
-  if (!node.IsSequence() || !is_list) return InvalidArgument(is_list ? "expected a list" : "expected one value");
+  if (!node.IsSequence() || !is_list)
+    return InvalidArgument(is_list ? "expected a list" : "expected one value");
   std::vector<std::string> items;
   for (const YAML::Node& item : node) {
     if (!item.IsScalar()) return InvalidArgument("expected a list of plain values");
-    if (item.Scalar().find(',') != std::string::npos) return InvalidArgument("an item may not contain a comma");
+    if (item.Scalar().find(',') != std::string::npos)
+      return InvalidArgument("an item may not contain a comma");
     items.push_back(item.Scalar());
   }
   return ListText(items);
@@ -97,7 +99,9 @@ Validator<std::string> OneOf(std::vector<std::string> words) {
 }
 
 Validator<std::string> NotEmpty() {
-  return [](const std::string& value) { return value.empty() ? InvalidArgument("must not be empty") : OkStatus(); };
+  return [](const std::string& value) {
+    return value.empty() ? InvalidArgument("must not be empty") : OkStatus();
+  };
 }
 
 ConfigSchema::ConfigSchema(std::string program, std::string summary)
@@ -121,7 +125,8 @@ ConfigSchema::Entry& ConfigSchema::AddEntry(const std::string& name, const std::
 void ConfigSchema::Add(const std::string& name, std::string* field, const std::string& help,
                        Validator<std::string> valid) {
   Entry& entry = AddEntry(name, "text", help);
-  entry.set = Setter(field, std::move(valid), [](const std::string& text) { return StatusOr<std::string>(text); });
+  entry.set =
+      Setter(field, std::move(valid), [](const std::string& text) { return StatusOr<std::string>(text); });
   entry.show = [field] { return *field; };
 }
 
@@ -131,13 +136,15 @@ void ConfigSchema::Add(const std::string& name, int* field, const std::string& h
   entry.show = [field] { return std::to_string(*field); };
 }
 
-void ConfigSchema::Add(const std::string& name, int64_t* field, const std::string& help, Validator<int64_t> valid) {
+void ConfigSchema::Add(const std::string& name, int64_t* field, const std::string& help,
+                       Validator<int64_t> valid) {
   Entry& entry = AddEntry(name, "integer", help);
   entry.set = Setter(field, std::move(valid), ParseAs<int64_t>);
   entry.show = [field] { return std::to_string(*field); };
 }
 
-void ConfigSchema::Add(const std::string& name, double* field, const std::string& help, Validator<double> valid) {
+void ConfigSchema::Add(const std::string& name, double* field, const std::string& help,
+                       Validator<double> valid) {
   Entry& entry = AddEntry(name, "number", help);
   entry.set = Setter(field, std::move(valid), ParseNumber);
   entry.show = [field] { return NumberText(*field); };
@@ -219,21 +226,24 @@ StatusOr<ParsedArgs> ConfigSchema::Parse(const std::vector<std::string>& words) 
   if (Find("config")->from_flag) RETURN_IF_ERROR(ReadFile(config_file_));
   for (const FlagValue& flag : flags) RETURN_IF_ERROR(Set(flag.entry, flag.value, "--" + flag.entry->name));
   for (const Entry& entry : entries_) {
-    if (entry.required && !Given(entry.name)) return InvalidArgument("--" + entry.name + " is required: " + entry.help);
+    if (entry.required && !Given(entry.name))
+      return InvalidArgument("--" + entry.name + " is required: " + entry.help);
   }
   for (const auto& check : checks_) RETURN_IF_ERROR(check());
   return args;
 }
 
 // Reads the flag at words[*at], with its value in the next word if it needs one.
-Status ConfigSchema::ReadFlag(const std::vector<std::string>& words, size_t* at, std::vector<FlagValue>* flags) {
+Status ConfigSchema::ReadFlag(const std::vector<std::string>& words, size_t* at,
+                              std::vector<FlagValue>* flags) {
   const std::string& word = words[*at];
   if (!word.starts_with("--")) return InvalidArgument("unknown flag '" + word + "': flags begin with --");
   const size_t equals = word.find('=');
   const std::string name = word.substr(2, equals == std::string::npos ? equals : equals - 2);
   Entry* entry = Find(name);
   std::string value;
-  if (entry == nullptr && name.starts_with("no-") && Find(name.substr(3)) != nullptr && Find(name.substr(3))->is_bool) {
+  if (entry == nullptr && name.starts_with("no-") && Find(name.substr(3)) != nullptr &&
+      Find(name.substr(3))->is_bool) {
     if (equals != std::string::npos) return InvalidArgument("--" + name + " takes no value");
     entry = Find(name.substr(3));
     value = "false";
@@ -260,7 +270,8 @@ Status ConfigSchema::ReadFile(const std::string& path) {
     const std::string name = Canonical(pair.first.Scalar());
     const std::string where = path + ": " + pair.first.Scalar();
     Entry* entry = Find(name);
-    if (entry == nullptr || name == "config") return InvalidArgument(path + ": unknown key " + name + Nearest(name));
+    if (entry == nullptr || name == "config")
+      return InvalidArgument(path + ": unknown key " + name + Nearest(name));
     if (std::exchange(entry->from_file, true)) return InvalidArgument(where + " is given twice");
     if (pair.second.IsNull()) return InvalidArgument(where + " needs a value (" + entry->kind + ")");
     const StatusOr<std::string> text = YamlText(pair.second, entry->is_list);

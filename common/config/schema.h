@@ -1,10 +1,9 @@
 #pragma once
-// Fills one typed struct per program from a YAML file and flags. Absent means the default that the struct has; a wrong
-// or unknown entry is an error that names it and what is accepted. Flags win over the file.
+// Fills one typed struct per program from a YAML file and flags. Absent means the default that the struct
+// has; a wrong or unknown entry is an error that names it and what is accepted. Flags win over the file.
 //
-//   struct Config { std::string listen = "127.0.0.1:0"; int max_batch = 32; bool draft = false; Duration grace = 3s; };
-//   Config config;
-//   ConfigSchema schema("cachalot-decode", "Serves decode sessions.");
+//   struct Config { std::string listen = "127.0.0.1:0"; int max_batch = 32; bool draft = false; Duration
+//   grace = 3s; }; Config config; ConfigSchema schema("cachalot-decode", "Serves decode sessions.");
 //   schema.Add("listen", &config.listen, "host:port to listen on");
 //   schema.Add("max-batch", &config.max_batch, "sequences per step", Range(1, 4096));
 //   schema.AddMilliseconds("grace-ms", &config.grace, "how long a lost session keeps its leases");
@@ -39,14 +38,16 @@ struct ParsedArgs {
   bool help = false;                    ///< --help was given: nothing else was looked at
 };
 
-/// Flags: --name=value or --name value; booleans --name and --no-name (or =true, =false). YAML: `name: value` at the
-/// top level, '-' and '_' alike, lists as YAML lists or comma-separated. Every schema has --config FILE and --help.
+/// Flags: --name=value or --name value; booleans --name and --no-name (or =true, =false). YAML: `name: value`
+/// at the top level, '-' and '_' alike, lists as YAML lists or comma-separated. Every schema has --config
+/// FILE and --help.
 class ConfigSchema {
  public:
   ConfigSchema(std::string program, std::string summary);
 
   /// `name` in lower case with '-'; `field` holds the default and must outlive Parse. Two of one name: CHECK.
-  void Add(const std::string& name, std::string* field, const std::string& help, Validator<std::string> valid = {});
+  void Add(const std::string& name, std::string* field, const std::string& help,
+           Validator<std::string> valid = {});
   void Add(const std::string& name, int* field, const std::string& help, Validator<int> valid = {});
   void Add(const std::string& name, int64_t* field, const std::string& help, Validator<int64_t> valid = {});
   void Add(const std::string& name, double* field, const std::string& help, Validator<double> valid = {});
@@ -54,14 +55,16 @@ class ConfigSchema {
   void Add(const std::string& name, std::vector<std::string>* field, const std::string& help,
            Validator<std::vector<std::string>> valid = {});
   /// Whole or fractional milliseconds, >= 0. The name should end in -ms.
-  void AddMilliseconds(const std::string& name, Duration* field, const std::string& help, Validator<Duration> valid = {});
+  void AddMilliseconds(const std::string& name, Duration* field, const std::string& help,
+                       Validator<Duration> valid = {});
 
   /// For relations between fields; run last, in order, when everything else was right.
   void Check(std::function<Status()> check);
   /// Parse fails unless the file or a flag gave it.
   void Require(const std::string& name);
 
-  /// INVALID_ARGUMENT names the flag or key, what was given and what is accepted. The same flag twice is an error.
+  /// INVALID_ARGUMENT names the flag or key, what was given and what is accepted. The same flag twice is an
+  /// error.
   StatusOr<ParsedArgs> Parse(int argc, const char* const* argv);
   /// The same from words (without the program's name).
   StatusOr<ParsedArgs> Parse(const std::vector<std::string>& words);

@@ -16,7 +16,8 @@ StatusOr<int64_t> ParseInteger(const std::string& text, int64_t least, int64_t m
   int64_t value = 0;
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (text.empty() || stop != end || error == std::errc::invalid_argument) return Expected("an integer", text);
+  if (text.empty() || stop != end || error == std::errc::invalid_argument)
+    return Expected("an integer", text);
   if (error != std::errc() || value < least || value > most) {
     return Expected("an integer from " + std::to_string(least) + " to " + std::to_string(most), text);
   }
@@ -27,7 +28,8 @@ StatusOr<double> ParseNumber(const std::string& text) {
   double value = 0;
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (text.empty() || stop != end || error != std::errc() || !std::isfinite(value)) return Expected("a number", text);
+  if (text.empty() || stop != end || error != std::errc() || !std::isfinite(value))
+    return Expected("a number", text);
   return value;
 }
 

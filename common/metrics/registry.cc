@@ -78,7 +78,8 @@ MetricsRegistry::Impl::Metric& MetricsRegistry::Impl::Slot(const std::string& na
 MetricsRegistry::MetricsRegistry() : impl_(std::make_shared<Impl>()) {}
 MetricsRegistry::~MetricsRegistry() = default;
 
-Counter& MetricsRegistry::AddCounter(const std::string& name, const std::string& help, const MetricLabels& labels) {
+Counter& MetricsRegistry::AddCounter(const std::string& name, const std::string& help,
+                                     const MetricLabels& labels) {
   std::lock_guard lock(impl_->metrics_mutex);
   auto& slot = impl_->Slot(name, 'c', labels).counter;
   if (!slot) {
@@ -89,7 +90,8 @@ Counter& MetricsRegistry::AddCounter(const std::string& name, const std::string&
   return *slot;
 }
 
-Gauge& MetricsRegistry::AddGauge(const std::string& name, const std::string& help, const MetricLabels& labels) {
+Gauge& MetricsRegistry::AddGauge(const std::string& name, const std::string& help,
+                                 const MetricLabels& labels) {
   std::lock_guard lock(impl_->metrics_mutex);
   auto& slot = impl_->Slot(name, 'g', labels).gauge;
   if (!slot) {
@@ -106,7 +108,11 @@ Histogram& MetricsRegistry::AddHistogram(const std::string& name, const std::str
   auto& slot = impl_->Slot(name, 'h', labels).histogram;
   if (!slot) {
     slot = std::make_unique<HistogramImpl>(OrDie(name, [&] {
-      return &prometheus::BuildHistogram().Name(name).Help(help).Register(impl_->registry).Add(labels, buckets);
+      return &prometheus::BuildHistogram()
+                  .Name(name)
+                  .Help(help)
+                  .Register(impl_->registry)
+                  .Add(labels, buckets);
     }));
   }
   return *slot;

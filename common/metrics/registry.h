@@ -1,9 +1,9 @@
 #pragma once
-// Counters, gauges and histograms, exported in Prometheus' text format. A thin layer over prometheus-cpp: its headers
-// and exceptions stay behind it.
+// Counters, gauges and histograms, exported in Prometheus' text format. A thin layer over prometheus-cpp: its
+// headers and exceptions stay behind it.
 //
-// Make every metric at start-up and hold on to the reference: recording is then an atomic operation (a short lock for
-// histograms), looking one up is not. References live as long as the registry.
+// Make every metric at start-up and hold on to the reference: recording is then an atomic operation (a short
+// lock for histograms), looking one up is not. References live as long as the registry.
 
 #include <functional>
 #include <map>
@@ -37,7 +37,8 @@ class Histogram {
   virtual void Observe(double value) = 0;
 };
 
-/// Upper bounds first, first*factor, ... (`count` of them). Seconds for latencies: {0.0001, 2, 18} reaches 13 s.
+/// Upper bounds first, first*factor, ... (`count` of them). Seconds for latencies: {0.0001, 2, 18} reaches 13
+/// s.
 std::vector<double> ExponentialBuckets(double first, double factor, int count);
 
 /// Thread-safe. A name or label that Prometheus does not allow, and one name with two kinds, are bugs: CHECK.
@@ -53,8 +54,8 @@ class MetricsRegistry {
   Counter& AddCounter(const std::string& name, const std::string& help, const MetricLabels& labels = {});
   Gauge& AddGauge(const std::string& name, const std::string& help, const MetricLabels& labels = {});
   /// `buckets`: ascending upper bounds; +Inf is added.
-  Histogram& AddHistogram(const std::string& name, const std::string& help, const std::vector<double>& buckets,
-                          const MetricLabels& labels = {});
+  Histogram& AddHistogram(const std::string& name, const std::string& help,
+                          const std::vector<double>& buckets, const MetricLabels& labels = {});
 
   /// Called before each scrape, on the exporter's thread: for gauges that are cheaper to compute then.
   /// Returns an id for RemoveCollector, which waits for a running scrape.

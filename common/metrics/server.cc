@@ -6,8 +6,11 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <exception>
+#include <stop_token>
+#include <thread>
 #include <utility>
 
 #include "common/metrics/registry_impl.h"
@@ -16,33 +19,46 @@
 namespace cachalot {
 namespace {
 
-// civetweb reports only that it failed, so the address is tried first for the system's reason. Numeric hosts only.
+sockaddr_in LoopbackAddress(int port) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  return address;
+}
+
+// A stopping civetweb looks up from its listening socket only every two seconds, or when somebody knocks.
+void Knock(int port) {
+  const sockaddr_in address = LoopbackAddress(port);
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  [[maybe_unused]] const int result =
+      connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
+  close(fd);
+}
+
+// civetweb reports only that it failed, so the address is tried first for the system's reason. Debian builds
+// it without IPv6.
 Status Probe(const std::string& listen) {
   const std::string what = "cannot serve metrics on " + listen + ": ";
   const size_t colon = listen.rfind(':');
-  if (colon == std::string::npos || colon + 1 == listen.size()) return InvalidArgument(what + "expected host:port");
-  std::string host = listen.substr(0, colon);
+  if (colon == std::string::npos || colon + 1 == listen.size())
+    return InvalidArgument(what + "expected host:port");
   int port = 0;
   for (const char digit : listen.substr(colon + 1)) {
     if (digit < '0' || digit > '9' || (port = port * 10 + digit - '0') > 65535) {
       return InvalidArgument(what + "expected a port from 0 to 65535");
     }
   }
-  sockaddr_in v4{};
-  sockaddr_in6 v6{};
-  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
-  if (bracketed) host = host.substr(1, host.size() - 2);
-  v4.sin_family = AF_INET;
-  v6.sin6_family = AF_INET6;
-  v4.sin_port = v6.sin6_port = htons(static_cast<uint16_t>(port));
-  const bool known = bracketed ? inet_pton(AF_INET6, host.c_str(), &v6.sin6_addr) == 1
-                               : inet_pton(AF_INET, host.c_str(), &v4.sin_addr) == 1;
-  if (!known) return InvalidArgument(what + "the host must be a numeric address");
-  const int fd = socket(bracketed ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = LoopbackAddress(port);
+  if (inet_pton(AF_INET, listen.substr(0, colon).c_str(), &address.sin_addr) != 1) {
+    return InvalidArgument(what + "the host must be a numeric IPv4 address");
+  }
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int on = 1;
   if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  const sockaddr* address = bracketed ? reinterpret_cast<sockaddr*>(&v6) : reinterpret_cast<sockaddr*>(&v4);
-  const bool usable = fd >= 0 && bind(fd, address, bracketed ? sizeof(v6) : sizeof(v4)) == 0 && ::listen(fd, 1) == 0;
+  const bool usable = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+                      ::listen(fd, 1) == 0;
   const int error = errno;
   if (fd >= 0) close(fd);
   return usable ? OkStatus() : Unavailable(what + std::strerror(error));
@@ -56,7 +72,17 @@ struct MetricsServer::Impl {
 };
 
 MetricsServer::MetricsServer(std::unique_ptr<Impl> impl, int port) : impl_(std::move(impl)), port_(port) {}
-MetricsServer::~MetricsServer() = default;
+
+MetricsServer::~MetricsServer() {
+  if (!impl_->exposer) return;
+  std::jthread knocker([port = port_](std::stop_token stop) {
+    while (!stop.stop_requested()) {
+      Knock(port);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  });
+  impl_->exposer.reset();
+}
 
 StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& listen,
                                                               const MetricsRegistry& registry) {

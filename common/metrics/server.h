@@ -11,9 +11,11 @@ namespace cachalot {
 
 class MetricsServer {
  public:
-  /// `listen`: "host:port" (host an address, port 0 takes a free one), or "" for none: then nothing runs and port() is
-  /// 0. UNAVAILABLE when the address cannot be bound, INVALID_ARGUMENT when it is no address.
-  static StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& listen, const MetricsRegistry& registry);
+  /// `listen`: "host:port" (host a numeric IPv4 address, port 0 takes a free one), or "" for none: then
+  /// nothing runs and port() is 0. UNAVAILABLE when the address cannot be bound, INVALID_ARGUMENT when it is
+  /// no address.
+  static StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& listen,
+                                                        const MetricsRegistry& registry);
   /// Ends after the scrapes in progress.
   ~MetricsServer();
   MetricsServer(const MetricsServer&) = delete;

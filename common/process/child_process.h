@@ -1,13 +1,12 @@
 #pragma once
-// Children of `cachalot up` and of the tests. No child outlives its parent, whatever kills that: a dying parent thread
-// takes them along (PDEATHSIG), and the destructor kills what still runs.
+// Children of `cachalot up` and of the tests. No child outlives its parent, whatever kills that: a dying
+// parent thread takes them along (PDEATHSIG), and the destructor kills what still runs.
 //
-// Spawning is safe with threads about, gRPC's too: between fork and exec the child calls only async-signal-safe
-// functions.
+// Spawning is safe with threads about, gRPC's too: between fork and exec the child calls only
+// async-signal-safe functions.
 
 #include <sys/types.h>
 
-#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -33,6 +32,8 @@ struct ChildExit {
 };
 
 /// Use from one thread, which should live as long as the children: PDEATHSIG follows the thread that spawned.
+/// A child is in a process group of its own, so that Ctrl-C reaches only us and we end the children in our
+/// order.
 class ChildProcess {
  public:
   /// NOT_FOUND or FAILED_PRECONDITION with the system's reason when it cannot be executed.
@@ -45,7 +46,8 @@ class ChildProcess {
   pid_t pid() const { return pid_; }
   const std::string& name() const { return name_; }
 
-  /// The next line of its stdout, without the newline. OUT_OF_RANGE when it has closed stdout, DEADLINE_EXCEEDED.
+  /// The next line of its stdout, without the newline (a child that prints much must be read). OUT_OF_RANGE
+  /// when it has closed stdout, DEADLINE_EXCEEDED.
   StatusOr<std::string> ReadLine(TimePoint deadline);
   /// Reads lines until "ready ROLE ADDRESS" and returns ADDRESS. ABORTED with its exit when it ends before.
   StatusOr<std::string> WaitReady(TimePoint deadline);
@@ -60,11 +62,11 @@ class ChildProcess {
   ChildExit Stop(Duration grace);
 
  private:
-  ChildProcess(pid_t pid, int process_fd, int stdout_fd, std::string name);
-  bool Reap(bool block);
+  ChildProcess(pid_t pid, int stdout_fd, std::string name);
+  void Reap(int flags);
 
   pid_t pid_;
-  int process_fd_, stdout_fd_;
+  int stdout_fd_;
   std::string name_, unread_;
   std::optional<ChildExit> exit_;
 };

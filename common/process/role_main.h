@@ -3,13 +3,16 @@
 //
 //   int main(int argc, char** argv) {
 //     RoleProcess process({.role = "decode", .poll_strategy = PollStrategy::kPoll});
-//     ... parse the configuration; on error return process.Fail(status);
-//     RETURN: process.Init(config.log_level);
+//     return process.Exit(Run(process, argc, argv));
+//   }
+//   Status Run(RoleProcess& process, int argc, char** argv) {
+//     ... parse the configuration ...
+//     RETURN_IF_ERROR(process.Init(config.log_level));
 //     ... build and start the server ...
-//     process.Ready(listen_host_and_port);
-//     process.WaitForStop();          // SIGINT, SIGTERM or RequestStop
+//     process.Ready("127.0.0.1:" + std::to_string(port));
+//     process.WaitForStop();  // SIGINT, SIGTERM or RequestStop
 //     ... drain, shut down ...
-//     return process.Exit(OkStatus());
+//     return OkStatus();
 //   }
 
 #include <functional>
@@ -23,7 +26,7 @@ namespace cachalot {
 
 enum class PollStrategy {
   kDefault,  ///< gRPC's own choice (epoll1): the router
-  kPoll,     ///< processes with a step thread: under epoll1 a thread blocked in its queue starves one that polls
+  kPoll,  ///< processes with a step thread: under epoll1 a thread blocked in its queue starves one that polls
 };
 
 struct RoleOptions {
@@ -37,23 +40,24 @@ constexpr int kExitUsage = 2;   ///< INVALID_ARGUMENT before it ran: flags or co
 
 class RoleProcess {
  public:
-  /// First thing in main: sets GRPC_POLL_STRATEGY (an outer setting wins) before gRPC can start. One per process.
+  /// First thing in main: sets GRPC_POLL_STRATEGY (an outer setting wins) before gRPC can start. One per
+  /// process.
   explicit RoleProcess(RoleOptions options);
   ~RoleProcess();
   RoleProcess(const RoleProcess&) = delete;
   RoleProcess& operator=(const RoleProcess&) = delete;
 
-  /// Opens the log and starts the signal thread; blocks SIGPIPE. INVALID_ARGUMENT for an unknown log level.
+  /// Opens the log and starts the signal thread; ignores SIGPIPE. INVALID_ARGUMENT for an unknown log level.
   Status Init(const std::string& log_level);
-  /// The kernel kills this process (SIGKILL) when its parent thread ends. For children of `cachalot up` and of tests.
-  /// FAILED_PRECONDITION when the parent is gone already.
+  /// The kernel kills this process (SIGKILL) when the parent thread that started it ends. For binaries that a
+  /// script starts: ChildProcess does this by itself.
   Status DieWithParent();
 
   /// Prints the one line "ready ROLE HOST:PORT" on stdout and flushes it. Once.
   void Ready(const std::string& address);
 
-  /// On the signal thread, with the first SIGINT or SIGTERM (or RequestStop), once. A second signal ends the process at
-  /// once with kExitFailed. Set before Init.
+  /// On the signal thread, with the first SIGINT or SIGTERM (or RequestStop), once. A second signal ends the
+  /// process at once with kExitFailed. Set before Init.
   void OnStop(std::function<void()> callback);
   /// As a signal would. Any thread.
   void RequestStop(const std::string& reason);
@@ -61,7 +65,7 @@ class RoleProcess {
   bool WaitForStop(TimePoint deadline = TimePoint::max());
   bool stopping() const;
 
-  /// Logs `status` unless OK and gives main's result.
+  /// Logs `status` unless OK and gives main's result: kExitUsage for INVALID_ARGUMENT before Ready.
   int Exit(const Status& status) const;
 
  private:

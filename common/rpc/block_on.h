@@ -48,8 +48,9 @@ Task<void> RunFor(std::shared_ptr<BlockOnState<T>> state, Task<T> task) {
 }
 }  // namespace internal
 
-/// Not on the loop's own thread. The task's result; DEADLINE_EXCEEDED names `what` after `at_most` (the task goes on);
-/// UNAVAILABLE when the loop has stopped. A Task<Status> gives a Status, a Task<StatusOr<T>> a StatusOr<T>.
+/// Not on the loop's own thread. The task's result; DEADLINE_EXCEEDED names `what` after `at_most` (the task
+/// goes on); UNAVAILABLE when the loop has stopped. A Task<Status> gives a Status, a Task<StatusOr<T>> a
+/// StatusOr<T>.
 template <typename T>
 internal::BlockOnResult<T> BlockOn(Loop* loop, Task<T> task, Duration at_most, const char* what) {
   auto state = std::make_shared<internal::BlockOnState<T>>();

@@ -1,6 +1,6 @@
 #pragma once
-// Cancellation of whatever hangs on something that ended: a call that its client gave up, a loop that shuts down.
-// Belongs to one loop's thread.
+// Cancellation of whatever hangs on something that ended: a call that its client gave up, a loop that shuts
+// down. Belongs to one loop's thread.
 
 #include <functional>
 #include <utility>
@@ -50,10 +50,13 @@ class CancelScope {
   bool cancelled_ = false;
 };
 
-/// Calls a function when the scope is cancelled, unless destroyed before: `CancelCallback close(&scope, [&] { ... });`
+/// Calls a function when the scope is cancelled, unless destroyed before: `CancelCallback close(&scope, [&] {
+/// ... });`
 class CancelCallback final : public CancelHook {
  public:
-  CancelCallback(CancelScope* scope, std::function<void()> callback) : callback_(std::move(callback)) { Attach(scope); }
+  CancelCallback(CancelScope* scope, std::function<void()> callback) : callback_(std::move(callback)) {
+    Attach(scope);
+  }
 
  private:
   void OnCancel() override { callback_(); }

@@ -18,7 +18,8 @@ std::shared_ptr<grpc::Channel> CreateChannel(const std::string& target, const Ch
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, options.initial_backoff_ms);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, options.max_backoff_ms);
-  // In 1.51 this is the time-out of one attempt; its default of 20 s would keep a peer that moved away for that long.
+  // In 1.51 this is the time-out of one attempt; its default of 20 s would keep a peer that moved away for
+  // that long.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, options.connect_timeout_ms);
   // A restarted pod has a new address: the default of 30 s between look-ups is too slow for that.
   arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, options.max_backoff_ms);

@@ -26,21 +26,22 @@ struct ChannelOptions {
   int connect_timeout_ms = 1000;  ///< one attempt to connect
 };
 
-/// `target` is "host:port", "dns:///name:port" or "unix:path". Never fails and does not connect before the first call
-/// (or Connect). No retries, no proxy, no service config; own connection even if another channel has the same target:
-/// make one channel per peer and loop.
+/// `target` is "host:port", "dns:///name:port" or "unix:path". Never fails and does not connect before the
+/// first call (or Connect). No retries, no proxy, no service config; own connection even if another channel
+/// has the same target: make one channel per peer and loop.
 std::shared_ptr<grpc::Channel> CreateChannel(const std::string& target, const ChannelOptions& options = {});
 
 /// Starts connecting now, so that the first call finds a connection. Any thread.
 void Connect(grpc::Channel* channel);
 
 /// Waits until the channel is connected. DEADLINE_EXCEEDED names `target`; CANCELLED when the loop ends.
-Task<Status> WaitConnected(Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string target, TimePoint deadline);
+Task<Status> WaitConnected(Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string target,
+                           TimePoint deadline);
 
 struct CallOptions {
   TimePoint deadline = TimePoint::max();  ///< of the whole call; unary calls must set one
-  bool wait_for_ready = false;            ///< true: wait for a connection until the deadline instead of failing
-  CancelScope* scope = nullptr;           ///< cancels the call when it is cancelled; must outlive the call
+  bool wait_for_ready = false;   ///< true: wait for a connection until the deadline instead of failing
+  CancelScope* scope = nullptr;  ///< cancels the call when it is cancelled; must outlive the call
   std::vector<std::pair<std::string, std::string>> metadata;  ///< keys in lower case
 };
 
@@ -70,8 +71,9 @@ class ClientCall {
   Hook loop_hook_{&context_}, scope_hook_{&context_};
 };
 
-/// co_await UnaryCall(loop, stub.get(), &proto::Decode::Stub::PrepareAsyncDescribe, request, {.deadline = ...}).
-/// The stub must outlive the call. The status is the server's, or UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED.
+/// co_await UnaryCall(loop, stub.get(), &proto::Decode::Stub::PrepareAsyncDescribe, request, {.deadline =
+/// ...}). The stub must outlive the call. The status is the server's, or UNAVAILABLE, DEADLINE_EXCEEDED,
+/// CANCELLED.
 template <typename Stub, typename Req, typename Resp>
 Task<StatusOr<Resp>> UnaryCall(Loop* loop, Stub* stub,
                                std::unique_ptr<grpc::ClientAsyncResponseReader<Resp>> (Stub::*prepare)(
@@ -79,7 +81,8 @@ Task<StatusOr<Resp>> UnaryCall(Loop* loop, Stub* stub,
                                std::type_identity_t<Req> request, CallOptions options) {
   CHECK_MSG(options.deadline != TimePoint::max(), "a unary call without a deadline");
   ClientCall call(loop, options);
-  std::unique_ptr<grpc::ClientAsyncResponseReader<Resp>> io = (stub->*prepare)(call.context(), request, loop->queue());
+  std::unique_ptr<grpc::ClientAsyncResponseReader<Resp>> io =
+      (stub->*prepare)(call.context(), request, loop->queue());
   Resp response;
   grpc::Status status;
   CqOperation finish([&](void* tag) {

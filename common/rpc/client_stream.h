@@ -1,10 +1,11 @@
 #pragma once
-// Streaming calls of a client. Every operation is safe in every state: on a call that is dead, was never started or has
-// finished, reads and writes give false at once and Finish gives the status.
+// Streaming calls of a client. Every operation is safe in every state: on a call that is dead, was never
+// started or has finished, reads and writes give false at once and Finish gives the status.
 //
 //   Start -> Read/Write ... -> WritesDone -> Finish. To stop early: TryCancel, then Finish.
 //
-// No operation may be in flight when the object is destroyed; a started call that was not finished is cancelled then.
+// No operation may be in flight when the object is destroyed; a started call that was not finished is
+// cancelled then.
 
 #include <coroutine>
 #include <memory>
@@ -23,8 +24,8 @@
 
 namespace cachalot::rpc {
 
-/// What both kinds of stream share. `Io` is gRPC's reader or reader-writer. Start and Finish come one after the other,
-/// reads and writes beside each other.
+/// What both kinds of stream share. `Io` is gRPC's reader or reader-writer. Start and Finish come one after
+/// the other, reads and writes beside each other.
 template <typename Io, typename Resp>
 class ClientStreamBase {
  public:
@@ -64,7 +65,8 @@ class ClientStreamBase {
     reads_.dead = writes_.dead = true;  // until started
   }
   ~ClientStreamBase() {
-    CHECK_MSG(!reads_.busy && !writes_.busy && (!finishing_ || finished_), "a stream destroyed under its operations");
+    CHECK_MSG(!reads_.busy && !writes_.busy && (!finishing_ || finished_),
+              "a stream destroyed under its operations");
     if (io_ && !finished_) call_.TryCancel();
   }
 
@@ -99,7 +101,8 @@ class ClientReader : public ClientStreamBase<grpc::ClientAsyncReader<Resp>, Resp
   /// co_await stream.Start(stub.get(), &proto::Inference::Stub::PrepareAsyncGenerate, request).
   template <typename Stub, typename Req>
   Task<bool> Start(Stub* stub,
-                   std::unique_ptr<grpc::ClientAsyncReader<Resp>> (Stub::*prepare)(grpc::ClientContext*, const Req&,
+                   std::unique_ptr<grpc::ClientAsyncReader<Resp>> (Stub::*prepare)(grpc::ClientContext*,
+                                                                                   const Req&,
                                                                                    grpc::CompletionQueue*),
                    const std::type_identity_t<Req>& request) {
     // The request is serialized here, before the task runs.
@@ -123,14 +126,14 @@ class ClientStream : public ClientStreamBase<grpc::ClientAsyncReaderWriter<Req, 
   }
 
   /// `method` is "/package.Service/Method". Only for ByteBuffer streams.
-  Task<bool> StartRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method)
-    requires std::is_same_v<Req, grpc::ByteBuffer> && std::is_same_v<Resp, grpc::ByteBuffer>
-  {
+  Task<bool> StartRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method) requires
+      std::is_same_v<Req, grpc::ByteBuffer> && std::is_same_v<Resp, grpc::ByteBuffer> {
     grpc::GenericStub stub(channel);
     return this->StartCall(stub.PrepareCall(this->call_.context(), method, this->loop()->queue()));
   }
 
-  /// co_await: false when the stream is dead. One write at a time; `message` may change once this has returned.
+  /// co_await: false when the stream is dead. One write at a time; `message` may change once this has
+  /// returned.
   auto Write(const Req& message, grpc::WriteOptions options = {}) {
     return StreamOperation(&this->writes_,
                            [this, &message, options](void* tag) { this->io_->Write(message, options, tag); });

@@ -14,8 +14,9 @@ class CqTag {
  public:
   virtual void Complete(bool ok) = 0;
 
-  /// The pointer to hand to gRPC. The release store, with the acquire load in Deliver, orders our data from the thread
-  /// that starts an operation to the one that sees it complete; gRPC does so too, but race detectors cannot see it.
+  /// The pointer to hand to gRPC. The release store, with the acquire load in Deliver, orders our data from
+  /// the thread that starts an operation to the one that sees it complete; gRPC does so too, but race
+  /// detectors cannot see it.
   void* Arm() {
     armed_.store(true, std::memory_order_release);
     return this;
@@ -33,8 +34,8 @@ class CqTag {
   std::atomic<bool> armed_{false};
 };
 
-/// Awaits one operation: `start(tag)` begins it, the result is gRPC's `ok`. Lives in the frame that awaits it: no
-/// allocation. `start` is a plain lambda, so it may capture.
+/// Awaits one operation: `start(tag)` begins it, the result is gRPC's `ok`. Lives in the frame that awaits
+/// it: no allocation. `start` is a plain lambda, so it may capture.
 template <typename Start>
 class [[nodiscard]] CqOperation final : public CqTag {
  public:
@@ -69,7 +70,8 @@ struct StreamDirection {
 template <typename Start>
 class [[nodiscard]] StreamOperation final : public CqTag {
  public:
-  StreamOperation(StreamDirection* direction, Start start) : direction_(direction), start_(std::move(start)) {}
+  StreamOperation(StreamDirection* direction, Start start)
+      : direction_(direction), start_(std::move(start)) {}
   StreamOperation(const StreamOperation&) = delete;
   StreamOperation& operator=(const StreamOperation&) = delete;
 

@@ -20,7 +20,8 @@ Status FromGrpc(const grpc::Status& status) {
 }
 
 bool IsRetryable(StatusCode code) {
-  return code == StatusCode::kUnavailable || code == StatusCode::kAborted || code == StatusCode::kResourceExhausted;
+  return code == StatusCode::kUnavailable || code == StatusCode::kAborted ||
+         code == StatusCode::kResourceExhausted;
 }
 
 }  // namespace cachalot::rpc

@@ -10,8 +10,8 @@ namespace cachalot::rpc {
 grpc::Status ToGrpc(const Status& status);
 Status FromGrpc(const grpc::Status& status);
 
-/// True when the same request may succeed a little later or at another peer: UNAVAILABLE, ABORTED, RESOURCE_EXHAUSTED.
-/// The only reading of an error that decides a retry; never its text.
+/// True when the same request may succeed a little later or at another peer: UNAVAILABLE, ABORTED,
+/// RESOURCE_EXHAUSTED. The only reading of an error that decides a retry; never its text.
 bool IsRetryable(StatusCode code);
 inline bool IsRetryable(const Status& status) { return IsRetryable(status.code()); }
 

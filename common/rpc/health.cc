@@ -49,10 +49,11 @@ namespace proto = ::grpc::health::v1;
 class HealthService::Impl {
  public:
   Impl(Server* server, Loop* loop, HealthState* state) : state_(state) {
-    server->Unary(loop, &service_, &proto::Health::AsyncService::RequestCheck,
-                  [this](ServerCall&, const proto::HealthCheckRequest& request, proto::HealthCheckResponse* response) {
-                    return Check(request.service(), response);
-                  });
+    server->Unary(
+        loop, &service_, &proto::Health::AsyncService::RequestCheck,
+        [this](ServerCall&, const proto::HealthCheckRequest& request, proto::HealthCheckResponse* response) {
+          return Check(request.service(), response);
+        });
     server->ServerStreaming(loop, &service_, &proto::Health::AsyncService::RequestWatch,
                             [this](ServerCall& call, const proto::HealthCheckRequest& request,
                                    ServerWriter<proto::HealthCheckResponse>& writer) {
@@ -72,7 +73,8 @@ class HealthService::Impl {
     co_return OkStatus();
   }
 
-  Task<Status> Watch(ServerCall* call, std::string service, ServerWriter<proto::HealthCheckResponse>* writer) {
+  Task<Status> Watch(ServerCall* call, std::string service,
+                     ServerWriter<proto::HealthCheckResponse>* writer) {
     Event changed(call->loop());
     CancelCallback on_cancel(&call->scope(), [&changed] { changed.Set(); });
     watchers_.insert(&changed);
@@ -81,7 +83,9 @@ class HealthService::Impl {
       const bool last = state_->closed();  // before Get, so that what Close changed is sent too
       changed.Reset();
       const std::optional<bool> serving = state_->Get(service);
-      const auto now = !serving ? Serving::SERVICE_UNKNOWN : *serving ? Serving::SERVING : Serving::NOT_SERVING;
+      const auto now = !serving   ? Serving::SERVICE_UNKNOWN
+                       : *serving ? Serving::SERVING
+                                  : Serving::NOT_SERVING;
       if (sent != now) {
         proto::HealthCheckResponse response;
         response.set_status(now);

@@ -12,8 +12,8 @@
 
 namespace cachalot::rpc {
 
-/// What the health service answers. Thread-safe. Services: "" (the server as a whole), "liveness" and "readiness"
-/// exist from the start and do not serve; Set adds others.
+/// What the health service answers. Thread-safe. Services: "" (the server as a whole), "liveness" and
+/// "readiness" exist from the start and do not serve; Set adds others.
 class HealthState {
  public:
   HealthState();
@@ -34,8 +34,9 @@ class HealthState {
   bool closed_ = false;
 };
 
-/// Check: NOT_FOUND for an unknown service. Watch: the current state, then every change; SERVICE_UNKNOWN until set.
-/// Register before Server::Start; `state` must outlive it, and it must outlive the server. One service per state.
+/// Check: NOT_FOUND for an unknown service. Watch: the current state, then every change; SERVICE_UNKNOWN
+/// until set. Register before Server::Start; `state` must outlive it, and it must outlive the server. One
+/// service per state.
 class HealthService {
  public:
   HealthService(Server* server, Loop* loop, HealthState* state);

@@ -77,7 +77,9 @@ Loop::Detached Loop::RunDetached(Loop* loop, Task<void> task, const char* name) 
 Loop::Loop(LoopOptions options) : Loop(std::move(options), std::make_unique<grpc::CompletionQueue>()) {}
 
 Loop::Loop(LoopOptions options, std::unique_ptr<grpc::CompletionQueue> queue)
-    : options_(std::move(options)), queue_(std::move(queue)), stop_requested_(std::make_unique<Event>(this)) {}
+    : options_(std::move(options)),
+      queue_(std::move(queue)),
+      stop_requested_(std::make_unique<Event>(this)) {}
 
 Loop::~Loop() {
   Shutdown(Duration::zero());
@@ -269,7 +271,8 @@ void Loop::AdvanceShutdown() {
 void Loop::CheckHardStop(TimePoint now) {
   if (!draining_ || now < grace_end_ + kHardStop) return;
   std::string names;
-  for (LiveTask* task = tasks_; task != nullptr; task = task->next) names += std::string(" '") + task->name + "'";
+  for (LiveTask* task = tasks_; task != nullptr; task = task->next)
+    names += std::string(" '") + task->name + "'";
   CHECK_MSG(false, "loop " + options_.name + " cannot stop: tasks that do not end:" + names);
 }
 

@@ -1,12 +1,13 @@
 #pragma once
-// One thread, one completion queue, one loop. Everything that a loop resumes runs on its thread, one at a time, so its
-// coroutines share data without locks. Other threads reach it through Post and Spawn only.
+// One thread, one completion queue, one loop. Everything that a loop resumes runs on its thread, one at a
+// time, so its coroutines share data without locks. Other threads reach it through Post and Spawn only.
 //
-// Two ways to drive it: Start (a thread of its own that blocks in the queue), or PollOnce from a thread that has other
-// work, such as a step thread. Not both.
+// Two ways to drive it: Start (a thread of its own that blocks in the queue), or PollOnce from a thread that
+// has other work, such as a step thread. Not both.
 //
-// End: Shutdown(grace) asks. Tasks see stop_requested(); at the end of the grace every client call of the loop is
-// cancelled and every wait returns early; when the last task has ended the queue is closed and drained.
+// End: Shutdown(grace) asks. Tasks see stop_requested(); at the end of the grace every client call of the
+// loop is cancelled and every wait returns early; when the last task has ended the queue is closed and
+// drained.
 
 #include <atomic>
 #include <condition_variable>
@@ -32,7 +33,7 @@ class Event;
 
 struct LoopOptions {
   std::string name = "loop";  ///< the thread's name (15 characters count) and what messages call it
-  int spin_us = 0;            ///< how long to poll without sleeping before each blocking wait; needs a core to itself
+  int spin_us = 0;  ///< how long to poll without sleeping before each blocking wait; needs a core to itself
 };
 
 class Loop {
@@ -55,20 +56,23 @@ class Loop {
     kTimeout,   ///< the deadline passed with nothing to do
     kStopped,   ///< shut down and drained: do not poll again
   };
-  /// Runs what is ready, or waits until `deadline` for the next thing to run and runs that. A deadline in the past
-  /// never waits. Sleeping deadlines are rounded up to gRPC's millisecond; within spin_us they are exact.
+  /// Runs what is ready, or waits until `deadline` for the next thing to run and runs that. A deadline in the
+  /// past never waits. Sleeping deadlines are rounded up to gRPC's millisecond; within spin_us they are
+  /// exact.
   Poll PollOnce(TimePoint deadline);
 
-  /// Any thread: runs `work` on the loop soon. False when the loop has stopped (work is dropped). Costs a wake-up only
-  /// when the loop sleeps, and only one however many are posted.
+  /// Any thread: runs `work` on the loop soon. False when the loop has stopped (work is dropped). Costs a
+  /// wake-up only when the loop sleeps, and only one however many are posted.
   bool Post(std::function<void()> work);
 
-  /// Any thread: runs `task` detached, from the loop's next turn on. `name` (static storage) is what a shutdown that
-  /// waits in vain prints. False when the loop has stopped: the task is destroyed without having run.
+  /// Any thread: runs `task` detached, from the loop's next turn on. `name` (static storage) is what a
+  /// shutdown that waits in vain prints. False when the loop has stopped: the task is destroyed without
+  /// having run.
   bool Spawn(Task<void> task, const char* name = "task");
 
-  /// Any thread, does not wait: asks the tasks to end within `grace`, then cancels what they wait for. Idempotent;
-  /// a shorter grace replaces a longer one. Tasks that outlive grace + 10 s abort the process with their names.
+  /// Any thread, does not wait: asks the tasks to end within `grace`, then cancels what they wait for.
+  /// Idempotent; a shorter grace replaces a longer one. Tasks that outlive grace + 10 s abort the process
+  /// with their names.
   void Shutdown(Duration grace);
 
   TimePoint Now() const { return std::chrono::steady_clock::now(); }

@@ -14,7 +14,8 @@
 namespace cachalot::rpc {
 namespace {
 
-// Calls that arrive while all of a method's acceptors are busy wait inside gRPC; an acceptor is back in microseconds.
+// Calls that arrive while all of a method's acceptors are busy wait inside gRPC; an acceptor is back in
+// microseconds.
 constexpr int kAcceptorsPerMethod = 4;
 
 bool IsUnix(const std::string& address) { return address.starts_with("unix:"); }
@@ -24,7 +25,8 @@ bool IsUnix(const std::string& address) { return address.starts_with("unix:"); }
 Server::Server(ServerOptions options) : options_(std::move(options)) {
   builder_.SetMaxReceiveMessageSize(options_.max_message_bytes);
   builder_.SetMaxSendMessageSize(options_.max_message_bytes);
-  // With it on, which is the default, a second server on the same port would silently take half of the connections.
+  // With it on, which is the default, a second server on the same port would silently take half of the
+  // connections.
   builder_.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder_.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
 }
@@ -102,7 +104,8 @@ Status Server::ProbeAddress() const {
 void Server::Shutdown(Duration grace) {
   if (shut_down_) return;
   shut_down_ = true;
-  for (const auto& loop : loops_) CHECK_MSG(!loop->IsDriver(), "Server::Shutdown on the thread of one of its loops");
+  for (const auto& loop : loops_)
+    CHECK_MSG(!loop->IsDriver(), "Server::Shutdown on the thread of one of its loops");
   if (server_) server_->Shutdown(ToGprTime(std::chrono::steady_clock::now() + grace));
   StopLoops();
 }

@@ -1,5 +1,6 @@
 #pragma once
-// A gRPC server whose calls are coroutines on named loops. Methods are registered from the generated AsyncService:
+// A gRPC server whose calls are coroutines on named loops. Methods are registered from the generated
+// AsyncService:
 //
 //   Server server({.listen = "127.0.0.1:0"});
 //   Loop* control = server.AddLoop({.name = "control"});
@@ -11,9 +12,9 @@
 //   ASSIGN_OR_RETURN(int port, server.Start());
 //   control->Start();
 //
-// Each method names its own loop: `WithRawMethod_Dispatch<WithAsyncMethod_Describe<Service>>` serves Dispatch as raw
-// ByteBuffers on the step loop and Describe on the control loop. Every method of an AsyncService must be registered:
-// gRPC never answers calls of one that is not.
+// Each method names its own loop: `WithRawMethod_Dispatch<WithAsyncMethod_Describe<Service>>` serves Dispatch
+// as raw ByteBuffers on the step loop and Describe on the control loop. Every method of an AsyncService must
+// be registered: gRPC never answers calls of one that is not.
 //
 // The handlers are plain functions that return a Task; they and the services must outlive the server.
 
@@ -39,13 +40,15 @@ struct ServerOptions {
 class Server {
  public:
   explicit Server(ServerOptions options);
-  /// Shuts down without grace if that has not been done. Loops that are polled must have stopped, or stop here.
+  /// Shuts down without grace if that has not been done. Loops that are polled must have stopped, or stop
+  /// here.
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  /// Before Start. The server owns the loop; the caller drives it (Loop::Start or PollOnce). At least one loop must
-  /// listen; a loop whose thread is often busy with other work must not, or new connections wait for it.
+  /// Before Start. The server owns the loop; the caller drives it (Loop::Start or PollOnce). At least one
+  /// loop must listen; a loop whose thread is often busy with other work must not, or new connections wait
+  /// for it.
   Loop* AddLoop(LoopOptions options, bool listens = true);
 
   /// Task<Status> handler(ServerCall&, const Req&, Resp*).
@@ -59,7 +62,8 @@ class Server {
 
   /// Task<Status> handler(ServerCall&, const Req&, ServerWriter<Resp>&).
   template <typename Service, typename Base, typename Req, typename Resp>
-  void ServerStreaming(Loop* loop, Service* service, internal::RequestServerStreaming<Base, Req, Resp> request,
+  void ServerStreaming(Loop* loop, Service* service,
+                       internal::RequestServerStreaming<Base, Req, Resp> request,
                        std::type_identity_t<ServerStreamingHandler<Req, Resp>> handler) {
     AddMethod(loop, service, [=, handler = internal::Share(std::move(handler))] {
       return internal::AcceptServerStreaming<Base, Req, Resp>(loop, service, request, handler);
@@ -75,13 +79,13 @@ class Server {
     });
   }
 
-  /// Listens and accepts. Returns the bound port (0 for unix:). UNAVAILABLE with the system's reason when the address
-  /// cannot be bound, INVALID_ARGUMENT when it is no address.
+  /// Listens and accepts. Returns the bound port (0 for unix:). UNAVAILABLE with the system's reason when the
+  /// address cannot be bound, INVALID_ARGUMENT when it is no address.
   StatusOr<int> Start();
 
-  /// Blocks; not on a loop's thread; idempotent. Accepts nothing more, lets running calls end within `grace`, cancels
-  /// the rest, then stops the loops and joins those that have a thread of their own. Whoever drives a loop with
-  /// PollOnce must go on until kStopped.
+  /// Blocks; not on a loop's thread; idempotent. Accepts nothing more, lets running calls end within `grace`,
+  /// cancels the rest, then stops the loops and joins those that have a thread of their own. Whoever drives a
+  /// loop with PollOnce must go on until kStopped.
   void Shutdown(Duration grace);
 
   int port() const { return port_; }

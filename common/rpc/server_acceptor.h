@@ -1,6 +1,6 @@
 #pragma once
-// Behind Server's registration: coroutines that ask gRPC for the next call of a method, hand it to its handler and ask
-// again. One acceptor is one outstanding request; Server starts a few per method.
+// Behind Server's registration: coroutines that ask gRPC for the next call of a method, hand it to its
+// handler and ask again. One acceptor is one outstanding request; Server starts a few per method.
 
 #include <functional>
 #include <memory>
@@ -64,7 +64,8 @@ struct BidiCallState {
 };
 
 template <typename Req, typename Resp>
-Task<void> ServeUnary(std::unique_ptr<UnaryCallState<Req, Resp>> state, Shared<UnaryHandler<Req, Resp>> handler) {
+Task<void> ServeUnary(std::unique_ptr<UnaryCallState<Req, Resp>> state,
+                      Shared<UnaryHandler<Req, Resp>> handler) {
   UnaryCallState<Req, Resp>* s = state.get();
   Task<Status> handling = (*handler)(s->call, s->request, &s->response);
   const grpc::Status status = ToGrpc(co_await std::move(handling));
@@ -87,7 +88,8 @@ Task<void> ServeServerStreaming(std::unique_ptr<ServerStreamingCallState<Req, Re
 }
 
 template <typename Req, typename Resp>
-Task<void> ServeBidi(std::unique_ptr<BidiCallState<Req, Resp>> state, Shared<BidiHandler<Req, Resp>> handler) {
+Task<void> ServeBidi(std::unique_ptr<BidiCallState<Req, Resp>> state,
+                     Shared<BidiHandler<Req, Resp>> handler) {
   BidiCallState<Req, Resp>* s = state.get();
   Task<Status> handling = (*handler)(s->call, s->stream);
   const grpc::Status status = ToGrpc(co_await std::move(handling));
@@ -96,7 +98,8 @@ Task<void> ServeBidi(std::unique_ptr<BidiCallState<Req, Resp>> state, Shared<Bid
   co_await s->call.WaitReleased();
 }
 
-// A request that fails means that the server shuts down. gRPC then never delivers the done tag, so the state goes.
+// A request that fails means that the server shuts down. gRPC then never delivers the done tag, so the state
+// goes.
 
 template <typename Base, typename Req, typename Resp>
 Task<void> AcceptUnary(Loop* loop, Base* service, RequestUnary<Base, Req, Resp> request,
@@ -122,7 +125,8 @@ Task<void> AcceptServerStreaming(Loop* loop, Base* service, RequestServerStreami
     ServerStreamingCallState<Req, Resp>* s = state.get();
     s->call.ExpectDone();
     CqOperation accept([=](void* tag) {
-      (service->*request)(s->call.context(), &s->request, s->writer.io(), loop->queue(), loop->server_queue(), tag);
+      (service->*request)(s->call.context(), &s->request, s->writer.io(), loop->queue(), loop->server_queue(),
+                          tag);
     });
     const bool accepted = co_await accept;
     if (!accepted) co_return;

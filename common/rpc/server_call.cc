@@ -39,7 +39,8 @@ struct DoneWait {
 }  // namespace
 
 Task<void> ServerCall::WaitReleased() {
-  // Not a Waiter: gRPC keeps a pointer into this call, so not even the end of the loop's grace may cut the wait.
+  // Not a Waiter: gRPC keeps a pointer into this call, so not even the end of the loop's grace may cut the
+  // wait.
   DoneWait wait{done_, &waits_for_done_};
   co_await wait;
   co_await tasks_.JoinAll();

@@ -37,11 +37,11 @@ class ServerCall {
   /// Set when the client cancelled, went away or its deadline passed, and at the end of a shutdown's grace.
   Event& cancelled() { return cancelled_; }
   bool is_cancelled() const { return cancelled_.is_set(); }
-  /// Cancelled together with `cancelled()`. Put client calls made for this call in it (CallOptions::scope), or hang a
-  /// CancelCallback on it that closes the queue that the handler waits for.
+  /// Cancelled together with `cancelled()`. Put client calls made for this call in it (CallOptions::scope),
+  /// or hang a CancelCallback on it that closes the queue that the handler waits for.
   CancelScope& scope() { return scope_; }
-  /// Tasks beside the handler, such as the reader of a bidi stream: the call lives until they have ended. They need
-  /// not be joined: once the handler returns, pending reads fail.
+  /// Tasks beside the handler, such as the reader of a bidi stream: the call lives until they have ended.
+  /// They need not be joined: once the handler returns, pending reads fail.
   TaskGroup& tasks() { return tasks_; }
   /// Ends the call with CANCELLED at both sides; pending operations fail.
   void TryCancel() { context_.TryCancel(); }
@@ -79,12 +79,14 @@ class ServerWriter {
  public:
   explicit ServerWriter(ServerCall* call) : io_(call->context()) {}
 
-  /// co_await: false when the call is dead; every later write fails too. One write at a time. The first write sends
-  /// the initial metadata. `message` may change once this has returned.
+  /// co_await: false when the call is dead; every later write fails too. One write at a time. The first write
+  /// sends the initial metadata. `message` may change once this has returned.
   auto Write(const Resp& message, grpc::WriteOptions options = {}) {
-    return StreamOperation(&writes_, [this, &message, options](void* tag) { io_.Write(message, options, tag); });
+    return StreamOperation(&writes_,
+                           [this, &message, options](void* tag) { io_.Write(message, options, tag); });
   }
-  /// co_await, before any write: the client sees the call accepted. Otherwise nothing is sent before the first write.
+  /// co_await, before any write: the client sees the call accepted. Otherwise nothing is sent before the
+  /// first write.
   auto SendInitialMetadata() {
     return StreamOperation(&writes_, [this](void* tag) { io_.SendInitialMetadata(tag); });
   }
@@ -111,7 +113,8 @@ class ServerStream {
   }
   /// As ServerWriter::Write. A read and a write may be in flight together.
   auto Write(const Resp& message, grpc::WriteOptions options = {}) {
-    return StreamOperation(&writes_, [this, &message, options](void* tag) { io_.Write(message, options, tag); });
+    return StreamOperation(&writes_,
+                           [this, &message, options](void* tag) { io_.Write(message, options, tag); });
   }
   auto SendInitialMetadata() {
     return StreamOperation(&writes_, [this](void* tag) { io_.SendInitialMetadata(tag); });

@@ -1,6 +1,6 @@
 #pragma once
-// Raw frames without needless copies. gRPC hands out received messages in pieces of up to 64 KiB and never receives
-// into memory of ours: so frames are read piece by piece, straight to where the bytes belong.
+// Raw frames without needless copies. gRPC hands out received messages in pieces of up to 64 KiB and never
+// receives into memory of ours: so frames are read piece by piece, straight to where the bytes belong.
 
 #include <cstddef>
 #include <functional>
@@ -19,8 +19,8 @@ class FrameBuilder {
  public:
   /// Copies now. Neighbouring copies form one slice; right below about 1 KiB.
   FrameBuilder& Copy(std::span<const std::byte> bytes);
-  /// Sends `bytes` from where they are and holds `owner` until gRPC has let go of them, which may be later than the
-  /// end of the write and on another thread. Until then they must not change.
+  /// Sends `bytes` from where they are and holds `owner` until gRPC has let go of them, which may be later
+  /// than the end of the write and on another thread. Until then they must not change.
   FrameBuilder& Share(std::span<const std::byte> bytes, std::shared_ptr<const void> owner);
   /// As Share; `release` runs once, on any thread, when gRPC has let go (also if the frame is never sent).
   FrameBuilder& Share(std::span<const std::byte> bytes, std::function<void()> release);

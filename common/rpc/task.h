@@ -1,14 +1,17 @@
 #pragma once
-// Lazy coroutines of one loop. A Task does nothing until it is awaited or handed to Loop::Spawn, and whoever awaits it
-// continues at its end without growing the stack. A Task is destroyed only when it has ended or before it began:
-// operations in flight point into its frame, so stopping one early means cancelling what it waits for.
+// Lazy coroutines of one loop. A Task does nothing until it is awaited or handed to Loop::Spawn, and whoever
+// awaits it continues at its end without growing the stack. A Task is destroyed only when it has ended or
+// before it began: operations in flight point into its frame, so stopping one early means cancelling what it
+// waits for.
 //
 // Rules for GCC 12:
 //  * No lambda with captures may be a coroutine: the frame outlives the lambda.
 //  * Parameters are values, or references to objects of the loop that outlive the task.
-//  * No co_await of a Task in the condition of if, while, for or switch, nor beside && or ||: in templates always, and
-//    elsewhere often, the frame is laid out wrongly. Write `const bool ok = co_await Try(x); if (!ok) ...`. The promise
-//    below aborts where it happens. (Reads, writes and waits are no Tasks: `while (co_await stream.Read(&m))` is fine.)
+//  * No co_await of a Task in the condition of if, while, for or switch, nor beside && or ||: in templates
+//  always, and
+//    elsewhere often, the frame is laid out wrongly. Write `const bool ok = co_await Try(x); if (!ok) ...`.
+//    The promise below aborts where it happens. (Reads, writes and waits are no Tasks: `while (co_await
+//    stream.Read(&m))` is fine.)
 
 #include <coroutine>
 #include <cstddef>
@@ -29,8 +32,8 @@ namespace internal {
 struct TaskPromiseBase {
   std::coroutine_handle<> continuation = std::noop_coroutine();
 
-  // The frame of the coroutine that is about to start on this thread. A miscompiled one does not begin where it was
-  // allocated; running it would jump anywhere.
+  // The frame of the coroutine that is about to start on this thread. A miscompiled one does not begin where
+  // it was allocated; running it would jump anywhere.
   static inline thread_local void* allocated = nullptr;
   static void* operator new(size_t bytes) { return allocated = ::operator new(bytes); }
   static void operator delete(void* frame, size_t bytes) { ::operator delete(frame, bytes); }

@@ -27,7 +27,8 @@ class TaskGroup {
 
   /// co_await: true when every task has ended, false at the deadline. It does not cancel them.
   Event::Wait Join(TimePoint deadline) { return idle_.WaitUntil(deadline); }
-  /// Waits for every task whatever happens: for owners that are about to go. The tasks' own deadlines bound it.
+  /// Waits for every task whatever happens: for owners that are about to go. The tasks' own deadlines bound
+  /// it.
   Task<void> JoinAll() {
     while (live_ > 0) {
       if (loop_->draining()) {

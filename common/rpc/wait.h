@@ -12,7 +12,8 @@ namespace cachalot::rpc {
 class Loop;
 class WaitList;
 
-/// A coroutine that waits on a loop for an event or its deadline, whichever is first. Lives in the waiting frame.
+/// A coroutine that waits on a loop for an event or its deadline, whichever is first. Lives in the waiting
+/// frame.
 class Waiter {
  public:
   Waiter(Loop* loop, TimePoint deadline) : loop_(loop), deadline_(deadline) {}
@@ -21,7 +22,8 @@ class Waiter {
 
   /// Parks `waiting` on `list` (may be null: only the deadline or CancelWait wakes it).
   void Park(std::coroutine_handle<> waiting, WaitList* list);
-  /// Unparks; the coroutine continues at the loop's next turn, never inside the caller. Does nothing when not parked.
+  /// Unparks; the coroutine continues at the loop's next turn, never inside the caller. Does nothing when not
+  /// parked.
   void Wake(bool result);
 
   bool parked() const { return parked_; }

@@ -12,8 +12,9 @@
 
 namespace cachalot::rpc {
 
-/// `Stream` is ServerStream, ClientStream or anything with WriteMessage and an awaitable Write(const WriteMessage&).
-/// Loop thread only. The queue and the stream must live until Flush or Closed has returned true.
+/// `Stream` is ServerStream, ClientStream or anything with WriteMessage and an awaitable Write(const
+/// WriteMessage&). Loop thread only. The queue and the stream must live until Flush or Closed has returned
+/// true.
 template <typename Stream>
 class WriteQueue {
  public:

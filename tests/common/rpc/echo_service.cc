@@ -13,7 +13,8 @@ EchoServer::EchoServer(ServerOptions options)
       control_(server_.AddLoop({.name = "control"})),
       step_(server_.AddLoop({.name = "step", .spin_us = 20}, /*listens=*/false)) {
   server_.Unary(control_, &service_, &Service::RequestSay, std::bind_front(&EchoServer::Say, this));
-  server_.ServerStreaming(control_, &service_, &Service::RequestCount, std::bind_front(&EchoServer::Count, this));
+  server_.ServerStreaming(control_, &service_, &Service::RequestCount,
+                          std::bind_front(&EchoServer::Count, this));
   server_.Bidi(control_, &service_, &Service::RequestChat, std::bind_front(&EchoServer::Chat, this));
   server_.Bidi(step_, &service_, &Service::RequestFrames, std::bind_front(&EchoServer::Frames, this));
 }
@@ -63,7 +64,8 @@ Task<Status> EchoServer::Count(ServerCall& call, const test::EchoRequest& reques
   co_return OkStatus();
 }
 
-// Echoes through a write queue, with the reader as a task of the call. "end" ends the call while the client writes.
+// Echoes through a write queue, with the reader as a task of the call. "end" ends the call while the client
+// writes.
 Task<Status> EchoServer::Chat(ServerCall& call, ServerStream<test::EchoRequest, test::EchoReply>& stream) {
   ++open;
   WriteQueue<ServerStream<test::EchoRequest, test::EchoReply>> queue(call.loop(), &stream, 4);

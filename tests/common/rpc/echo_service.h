@@ -29,7 +29,8 @@ class EchoServer {
       test::Echo::WithAsyncMethod_Count<test::Echo::WithAsyncMethod_Chat<test::Echo::Service>>>>;
 
   Task<Status> Say(ServerCall& call, const test::EchoRequest& request, test::EchoReply* reply);
-  Task<Status> Count(ServerCall& call, const test::EchoRequest& request, ServerWriter<test::EchoReply>& writer);
+  Task<Status> Count(ServerCall& call, const test::EchoRequest& request,
+                     ServerWriter<test::EchoReply>& writer);
   Task<Status> Chat(ServerCall& call, ServerStream<test::EchoRequest, test::EchoReply>& stream);
   Task<Status> Frames(ServerCall& call, RawServerStream& stream);
 

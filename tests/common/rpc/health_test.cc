@@ -35,8 +35,8 @@ class HealthTest : public testing::Test {
     request.set_service(service);
     CallOptions options{.deadline = loop_.Now() + seconds(20)};
     auto response = BlockOn(
-        &loop_, UnaryCall(&loop_, stub_.get(), &proto::Health::Stub::PrepareAsyncCheck, request, options), seconds(30),
-        "Check");
+        &loop_, UnaryCall(&loop_, stub_.get(), &proto::Health::Stub::PrepareAsyncCheck, request, options),
+        seconds(30), "Check");
     if (!response.ok()) return response.status();
     return static_cast<int>(response->status());
   }
@@ -77,15 +77,16 @@ Task<std::vector<int>> WatchAll(Loop* loop, proto::Health::Stub* stub, HealthSta
 
 TEST_F(HealthTest, WatchSeesEveryChangeAndTheEnd) {
   Status status;
-  EXPECT_THAT(
-      BlockOn(&loop_, WatchAll(&loop_, stub_.get(), &state_, &status), seconds(30), "Watch").value(),
-      testing::ElementsAre(Serving::SERVICE_UNKNOWN, Serving::NOT_SERVING, Serving::SERVING, Serving::NOT_SERVING));
+  EXPECT_THAT(BlockOn(&loop_, WatchAll(&loop_, stub_.get(), &state_, &status), seconds(30), "Watch").value(),
+              testing::ElementsAre(Serving::SERVICE_UNKNOWN, Serving::NOT_SERVING, Serving::SERVING,
+                                   Serving::NOT_SERVING));
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
 }
 
 Task<Status> WatchOne(Loop* loop, proto::Health::Stub* stub) {
   ClientReader<Serving> watch(loop, {.deadline = loop->Now() + seconds(20)});
-  EXPECT_TRUE(co_await watch.Start(stub, &proto::Health::Stub::PrepareAsyncWatch, proto::HealthCheckRequest()));
+  EXPECT_TRUE(
+      co_await watch.Start(stub, &proto::Health::Stub::PrepareAsyncWatch, proto::HealthCheckRequest()));
   Serving response;
   EXPECT_TRUE(co_await watch.Read(&response));
   watch.TryCancel();
@@ -93,7 +94,8 @@ Task<Status> WatchOne(Loop* loop, proto::Health::Stub* stub) {
 }
 
 TEST_F(HealthTest, AWatchEndsWithItsClient) {
-  EXPECT_EQ(BlockOn(&loop_, WatchOne(&loop_, stub_.get()), seconds(30), "Watch").code(), StatusCode::kCancelled);
+  EXPECT_EQ(BlockOn(&loop_, WatchOne(&loop_, stub_.get()), seconds(30), "Watch").code(),
+            StatusCode::kCancelled);
   server_.Shutdown(seconds(20));  // returns at once: nothing is open
 }
 

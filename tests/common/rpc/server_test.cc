@@ -43,7 +43,8 @@ class ServerTest : public testing::Test {
 
   StatusOr<test::EchoReply> Say(const std::string& text, CallOptions options = {}) {
     if (options.deadline == TimePoint::max()) options.deadline = loop_.Now() + seconds(20);
-    return BlockOn(&loop_, UnaryCall(&loop_, stub_.get(), &Stub::PrepareAsyncSay, Request(text), std::move(options)),
+    return BlockOn(&loop_,
+                   UnaryCall(&loop_, stub_.get(), &Stub::PrepareAsyncSay, Request(text), std::move(options)),
                    seconds(30), "Say");
   }
   template <typename T>
@@ -66,7 +67,8 @@ TEST_F(ServerTest, Unary) {
 }
 
 TEST_F(ServerTest, AUnaryDeadlineReachesTheHandler) {
-  EXPECT_EQ(Say("hold", {.deadline = loop_.Now() + milliseconds(20)}).status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(Say("hold", {.deadline = loop_.Now() + milliseconds(20)}).status().code(),
+            StatusCode::kDeadlineExceeded);
   EXPECT_TRUE(Eventually([&] { return server_.cancelled == 1 && server_.open == 0; }));
 }
 
@@ -93,8 +95,8 @@ Task<std::vector<int>> CountTo(Loop* loop, Stub* stub, int count, Status* status
     while (co_await stream.Read(&reply)) indices.push_back(reply.index());
   }
   *status = co_await stream.Finish();
-  EXPECT_FALSE(co_await stream.Read(&reply));        // dead
-  EXPECT_EQ(co_await stream.Finish(), *status);      // the same again
+  EXPECT_FALSE(co_await stream.Read(&reply));    // dead
+  EXPECT_EQ(co_await stream.Finish(), *status);  // the same again
   co_return indices;
 }
 
@@ -116,12 +118,15 @@ Task<Status> ReadOneAndCancel(Loop* loop, Stub* stub, std::string mode) {
 }
 
 TEST_F(ServerTest, TheHandlerSeesACancelledStream) {
-  EXPECT_EQ(Run(ReadOneAndCancel(&loop_, stub_.get(), "")).code(), StatusCode::kCancelled);     // its write fails
-  EXPECT_EQ(Run(ReadOneAndCancel(&loop_, stub_.get(), "one")).code(), StatusCode::kCancelled);  // it waits, not writes
+  EXPECT_EQ(Run(ReadOneAndCancel(&loop_, stub_.get(), "")).code(),
+            StatusCode::kCancelled);  // its write fails
+  EXPECT_EQ(Run(ReadOneAndCancel(&loop_, stub_.get(), "one")).code(),
+            StatusCode::kCancelled);  // it waits, not writes
   EXPECT_TRUE(Eventually([&] { return server_.cancelled == 2 && server_.open == 0; }));
 }
 
-Task<std::vector<std::string>> ChatAll(Loop* loop, Stub* stub, std::vector<std::string> lines, Status* status) {
+Task<std::vector<std::string>> ChatAll(Loop* loop, Stub* stub, std::vector<std::string> lines,
+                                       Status* status) {
   Chat chat(loop, {.deadline = loop->Now() + seconds(20)});
   std::vector<std::string> replies;
   EXPECT_TRUE(co_await chat.Start(stub, &Stub::PrepareAsyncChat));
@@ -139,7 +144,8 @@ Task<std::vector<std::string>> ChatAll(Loop* loop, Stub* stub, std::vector<std::
 
 TEST_F(ServerTest, Bidi) {
   Status status = Internal("");
-  EXPECT_THAT(Run(ChatAll(&loop_, stub_.get(), {"a", "b", "c"}, &status)).value(), ElementsAre("a", "b", "c"));
+  EXPECT_THAT(Run(ChatAll(&loop_, stub_.get(), {"a", "b", "c"}, &status)).value(),
+              ElementsAre("a", "b", "c"));
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_THAT(Run(ChatAll(&loop_, stub_.get(), {"a", "end", "c"}, &status)).value(), ElementsAre("a"));
   EXPECT_EQ(status, Aborted("as asked"));

@@ -21,7 +21,9 @@ using Stub = test::Echo::Stub;
 using Chat = ClientStream<test::EchoRequest, test::EchoReply>;
 
 struct Client {
-  explicit Client(const std::string& address) : stub(test::Echo::NewStub(CreateChannel(address))) { loop.Start(); }
+  explicit Client(const std::string& address) : stub(test::Echo::NewStub(CreateChannel(address))) {
+    loop.Start();
+  }
   Loop loop;
   std::unique_ptr<Stub> stub;
 };
@@ -93,7 +95,8 @@ TEST(LoopShutdown, CancelsTheLoopsOpenClientStreams) {
     Client client(server.address());
     std::promise<void> opened;
     std::thread other([&] {
-      result.set_value(BlockOn(&client.loop, HoldChat(&client.loop, client.stub.get(), &opened), seconds(30), "chat"));
+      result.set_value(
+          BlockOn(&client.loop, HoldChat(&client.loop, client.stub.get(), &opened), seconds(30), "chat"));
     });
     opened.get_future().wait();
     client.loop.Shutdown(Duration::zero());

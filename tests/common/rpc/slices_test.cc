@@ -21,7 +21,8 @@ std::string Text(std::vector<std::byte> bytes) {
 TEST(Frame, CopiesJoinAndSharesStayWhereTheyAre) {
   auto owner = std::make_shared<std::string>(100'000, 'x');
   std::weak_ptr<std::string> watch = owner;
-  grpc::ByteBuffer frame = FrameBuilder().Copy(Bytes("he")).Copy(Bytes("ad")).Share(Bytes(*owner), owner).Build();
+  grpc::ByteBuffer frame =
+      FrameBuilder().Copy(Bytes("he")).Copy(Bytes("ad")).Share(Bytes(*owner), owner).Build();
   std::vector<grpc::Slice> slices;
   ASSERT_TRUE(frame.Dump(&slices).ok());
   ASSERT_EQ(slices.size(), 2u);

@@ -1,0 +1,134 @@
+#include "common/process/role_main.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "boost/asio/executor_work_guard.hpp"
+#include "boost/asio/io_context.hpp"
+#include "boost/asio/post.hpp"
+#include "boost/asio/signal_set.hpp"
+#include "common/base/check.h"
+#include "common/base/log.h"
+
+namespace cachalot {
+
+struct RoleProcess::Impl {
+  explicit Impl(std::string role_name) : role(std::move(role_name)) {}
+
+  // On the signal thread.
+  void WaitForSignal() {
+    signals.async_wait([this](const boost::system::error_code& error, int number) {
+      if (error) return;
+      if (signals_seen++ > 0) {
+        LogError("second signal: leaving at once");
+        std::_Exit(kExitFailed);
+      }
+      Stop(std::string("signal ") + strsignal(number));
+      WaitForSignal();
+    });
+  }
+
+  // On the signal thread.
+  void Stop(const std::string& reason) {
+    {
+      std::lock_guard lock(mutex);
+      if (stopping) return;
+      stopping = true;
+    }
+    LogInfo("stopping: " + reason);
+    changed.notify_all();
+    if (on_stop) on_stop();
+  }
+
+  const std::string role;
+  boost::asio::io_context context{1};
+  boost::asio::signal_set signals{context};
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work{context.get_executor()};
+  std::thread thread;
+  std::function<void()> on_stop;
+  int signals_seen = 0;
+  bool ready = false;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool stopping = false;
+};
+
+RoleProcess::RoleProcess(RoleOptions options) : impl_(std::make_unique<Impl>(std::move(options.role))) {
+  if (options.poll_strategy == PollStrategy::kPoll) setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
+}
+
+RoleProcess::~RoleProcess() {
+  impl_->context.stop();
+  if (impl_->thread.joinable()) impl_->thread.join();
+}
+
+Status RoleProcess::Init(const std::string& log_level) {
+  CHECK(!impl_->thread.joinable());
+  if (!InitLog(impl_->role, log_level)) {
+    return InvalidArgument("--log-level: expected debug, info, warning or error, got '" + log_level + "'");
+  }
+  signal(SIGPIPE, SIG_IGN);
+  boost::system::error_code error;
+  impl_->signals.add(SIGINT, error);
+  if (!error) impl_->signals.add(SIGTERM, error);
+  if (error) return Internal("cannot take signals: " + error.message());
+  impl_->WaitForSignal();
+  impl_->thread = std::thread([this] {
+    pthread_setname_np(pthread_self(), "signals");
+    impl_->context.run();
+  });
+  return OkStatus();
+}
+
+Status RoleProcess::DieWithParent() {
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL) == 0) return OkStatus();
+  return Internal(std::string("PR_SET_PDEATHSIG: ") + std::strerror(errno));
+}
+
+void RoleProcess::Ready(const std::string& address) {
+  CHECK(!std::exchange(impl_->ready, true));
+  std::printf("ready %s %s\n", impl_->role.c_str(), address.c_str());
+  std::fflush(stdout);
+  LogInfo("ready on " + address);
+}
+
+void RoleProcess::OnStop(std::function<void()> callback) {
+  CHECK(!impl_->thread.joinable());
+  impl_->on_stop = std::move(callback);
+}
+
+void RoleProcess::RequestStop(const std::string& reason) {
+  boost::asio::post(impl_->context, [this, reason] { impl_->Stop(reason); });
+}
+
+bool RoleProcess::WaitForStop(TimePoint deadline) {
+  std::unique_lock lock(impl_->mutex);
+  const auto stopping = [this] { return impl_->stopping; };
+  if (deadline != TimePoint::max()) return impl_->changed.wait_until(lock, deadline, stopping);
+  impl_->changed.wait(lock, stopping);
+  return true;
+}
+
+bool RoleProcess::stopping() const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->stopping;
+}
+
+int RoleProcess::Exit(const Status& status) const {
+  if (status.ok()) return kExitOk;
+  LogError(StatusMessage(status));
+  return status.code() == StatusCode::kInvalidArgument && !impl_->ready ? kExitUsage : kExitFailed;
+}
+
+}  // namespace cachalot
