@@ -1,0 +1,271 @@
+#include "decode_worker/session_service.h"
+
+#include <functional>
+
+#include "common/base/ids.h"
+#include "common/base/log.h"
+#include "common/cluster/compat.h"
+#include "common/rpc/event.h"
+#include "common/rpc/write_queue.h"
+
+namespace cachalot {
+namespace {
+
+std::string Tag(const std::string& request_id) { return "[" + request_id + "] "; }
+
+}  // namespace
+
+struct SessionService::Session {
+  Session(rpc::ServerCall* call_, Stream* stream_, uint64_t id_, size_t queue_limit)
+      : id(id_), name("router at " + call_->peer()), call(call_), stream(stream_),
+        queue(call_->loop(), stream_, queue_limit), ended(call_->loop()), sent(call_->loop()->Now()) {}
+
+  const uint64_t id;
+  const std::string name;
+  rpc::ServerCall* call;
+  Stream* stream;
+  rpc::WriteQueue<Stream> queue;
+  rpc::Event ended;
+  Status end;           // why, once it has ended
+  bool flush = false;   // when ended: send what is queued first
+  bool greeted = false;
+  TimePoint sent;       // the last message to the router
+};
+
+SessionService::SessionService(rpc::Server* server, rpc::Loop* loop, LeaseTable& leases, BlockPools& pools,
+                               StepLoop& step, const ModelConfig& config, const v1::Compat& compat,
+                               DecodeMetrics& metrics, SessionOptions options)
+    : loop_(loop), leases_(leases), pools_(pools), step_(step), config_(config), compat_(compat), metrics_(metrics),
+      options_(options) {
+  server->Bidi(loop, &service_, &decltype(service_)::RequestSession, std::bind_front(&SessionService::Serve, this));
+}
+
+SessionService::~SessionService() = default;
+
+// ---- one stream's life
+
+rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
+  auto session = std::make_shared<Session>(&call, &stream, leases_.OpenSession(), options_.queue_limit);
+  sessions_[session->id] = session;
+  call.tasks().Spawn(Read(session), "session reader");
+  if (!co_await session->ended.WaitUntil(TimePoint::max())) End(*session, Unavailable("the decode worker stops"));
+  leases_.BreakSession(session->id);
+  sessions_.erase(session->id);
+  LogInfo(session->name + ": Session over" + (session->end.ok() ? "" : ": " + StatusMessage(session->end)));
+  if (!session->flush) session->queue.Close();
+  // At the loop's end waits return early, but the write in flight then ends too: its call is cancelled.
+  while (!co_await session->queue.Flush(TimePoint::max())) co_await rpc::Yield(loop_);
+  co_return session->end;
+}
+
+rpc::Task<void> SessionService::Read(std::shared_ptr<Session> session) {
+  v1::SessionRequest request;
+  Status status;
+  while (status.ok() && co_await session->stream->Read(&request)) {
+    if (session->ended.is_set()) co_return;
+    leases_.Renew(session->id);
+    status = Handle(*session, request);
+  }
+  End(*session, status);
+}
+
+void SessionService::End(Session& session, const Status& status) {
+  if (session.ended.is_set()) return;
+  session.end = status;
+  session.ended.Set();
+}
+
+void SessionService::EndAll(const Status& status) {
+  for (auto& [id, session] : sessions_) {
+    session->flush = true;
+    End(*session, status);
+  }
+}
+
+void SessionService::Tick() {
+  const TimePoint now = loop_->Now();
+  LeaseTable::Expired expired = leases_.Expire();
+  for (uint64_t id : expired.silent) {
+    const auto found = sessions_.find(id);
+    if (found == sessions_.end()) continue;
+    End(*found->second, DeadlineExceeded("nothing heard from the router for " +
+                                         std::to_string(Seconds(leases_.options().heartbeat_timeout)) + " s"));
+    found->second->call->TryCancel();  // a router that hangs reads no status either
+  }
+  std::vector<uint64_t> running;
+  for (const auto& lease : expired.leases) {
+    LogWarning(Tag(lease->request_id) + "freed: its Session has been gone for the grace");
+    if (lease->phase == LeasePhase::kRunning) running.push_back(lease->id);
+    metrics_.expired.Add();
+  }
+  if (!running.empty()) step_.Remove(std::move(running));
+  for (auto& [id, session] : sessions_) {
+    if (!session->greeted || now - session->sent < options_.heartbeat) continue;
+    v1::SessionResponse response;
+    response.mutable_heartbeat();
+    Send(*session, std::move(response));
+  }
+  metrics_.kv_blocks_used.Set(static_cast<double>(pools_.used_blocks()));
+  metrics_.leases.Set(static_cast<double>(leases_.size()));
+  metrics_.sessions.Set(static_cast<double>(sessions_.size()));
+}
+
+// ---- what routers say
+
+Status SessionService::Handle(Session& session, const v1::SessionRequest& request) {
+  using Message = v1::SessionRequest;
+  if (request.message_case() == Message::kHello) return Greet(session, request.hello());
+  if (!session.greeted) return InvalidArgument("the first message of a Session must be Hello");
+  switch (request.message_case()) {
+    case Message::kOpen:
+      return Open(session, request.open());
+    case Message::kAcknowledge:
+      return Acknowledge(session, request.acknowledge());
+    case Message::kClose:
+      Close(session, request.close().handle());
+      return OkStatus();
+    default:  // Heartbeat, or what a newer router says: it has renewed the Session already
+      return OkStatus();
+  }
+}
+
+Status SessionService::Greet(Session& session, const v1::Hello& hello) {
+  if (session.greeted) return InvalidArgument("a second Hello in one Session");
+  RETURN_IF_ERROR(CheckCompat(compat_, hello.compat(), session.name));
+  session.greeted = true;
+  LogInfo(session.name + ": Session open, router epoch " + HexId(hello.router_epoch()));
+  v1::SessionResponse response;
+  v1::HelloReply& reply = *response.mutable_hello();
+  *reply.mutable_compat() = compat_;
+  reply.set_epoch(leases_.epoch());
+  reply.set_heartbeat_ms(static_cast<uint32_t>(options_.heartbeat / std::chrono::milliseconds(1)));
+  *reply.mutable_load() = CurrentLoad();
+  Send(session, std::move(response));
+  return OkStatus();
+}
+
+Status SessionService::Open(Session& session, const v1::Open& open) {
+  if (leases_.FindHandle(session.id, open.handle()))
+    return InvalidArgument("handle " + std::to_string(open.handle()) + " opened twice in one Session");
+  metrics_.requests.Add();
+  const auto lease = Grant(session, open);
+  if (!lease.ok()) {
+    metrics_.refused.Add();
+    LogInfo(Tag(open.state().request_id()) + "refused: " + StatusMessage(lease.status()));
+    Fail(session, open.handle(), lease.status());
+    return OkStatus();
+  }
+  LogDebug(Tag((*lease)->request_id) + "lease " + HexId((*lease)->id) + " of " +
+           std::to_string((*lease)->kv.capacity()) + " tokens");
+  v1::SessionResponse response;
+  v1::Granted& granted = *response.mutable_granted();
+  granted.set_handle(open.handle());
+  granted.mutable_lease()->set_id((*lease)->id);
+  granted.mutable_lease()->set_epoch(leases_.epoch());
+  granted.set_ttl_ms(static_cast<uint32_t>(leases_.options().session_grace / std::chrono::milliseconds(1)));
+  Send(session, std::move(response));
+  return OkStatus();
+}
+
+StatusOr<Lease*> SessionService::Grant(Session& session, const v1::Open& open) {
+  if (!refusing_.empty()) return Unavailable(refusing_);
+  ASSIGN_OR_RETURN(SequenceState state, FromProto(open.state(), config_.vocab_size));
+  if (!options_.debug_logits && (state.want_logits || !state.forced.empty()))
+    return FailedPrecondition("forced tokens and logits need a decode worker that runs with --debug-logits");
+  if (state.MaxTokens() > config_.max_position_embeddings)
+    return OutOfRange("a prompt of " + std::to_string(state.prompt.size()) + " and max_tokens of " +
+                      std::to_string(state.params.max_tokens) + " exceed the context of " +
+                      std::to_string(config_.max_position_embeddings));
+  // The pools round up to blocks themselves. One more than is ever fed, so that no end needs a special case.
+  ASSIGN_OR_RETURN(SequenceKv kv, pools_.Reserve(state.MaxTokens() + 1));
+  return leases_.Grant(session.id, open.handle(), std::move(state), std::move(kv));
+}
+
+Status SessionService::Acknowledge(Session& session, const v1::Acknowledge& acknowledge) {
+  if (acknowledge.handles_size() != acknowledge.next_index_size())
+    return InvalidArgument("Acknowledge of " + std::to_string(acknowledge.handles_size()) + " handles with " +
+                           std::to_string(acknowledge.next_index_size()) + " indices");
+  std::vector<std::pair<uint64_t, int64_t>> next_indices;
+  for (int i = 0; i < acknowledge.handles_size(); ++i) {
+    const Lease* lease = leases_.FindHandle(session.id, acknowledge.handles(i));
+    if (lease && lease->phase == LeasePhase::kRunning)
+      next_indices.emplace_back(lease->id, acknowledge.next_index(i));
+  }
+  if (!next_indices.empty()) step_.Acknowledge(std::move(next_indices));
+  return OkStatus();
+}
+
+void SessionService::Close(Session& session, uint64_t handle) {
+  const Lease* found = leases_.FindHandle(session.id, handle);
+  if (!found) return;  // it has ended meanwhile
+  const auto lease = leases_.Release(found->id);
+  LogDebug(Tag(lease->request_id) + "closed by its router");
+  if (lease->phase == LeasePhase::kRunning) step_.Remove({lease->id});
+}
+
+// ---- what routers hear
+
+void SessionService::Deliver(std::vector<TokenOut> tokens) {
+  std::map<uint64_t, v1::SessionResponse> batches;  // by Session
+  std::vector<std::unique_ptr<Lease>> over;
+  std::vector<std::pair<const Lease*, Status>> failed;
+  for (TokenOut& token : tokens) {
+    const Lease* lease = leases_.Find(token.id);
+    if (!lease) continue;  // closed while the step ran
+    if (token.error.ok()) {
+      v1::StepBatch& batch = *batches[lease->session].mutable_step();
+      batch.add_handles(lease->handle);
+      batch.add_indices(token.index);
+      batch.add_tokens(token.token);
+      batch.add_finish(ToProto(token.finish));
+      if (options_.debug_logits)
+        batch.add_logits(token.logits.data(), token.logits.size() * sizeof(float));
+    } else {
+      failed.emplace_back(lease, token.error);
+    }
+    if (!token.error.ok() || token.finish != FinishReason::kNone) over.push_back(leases_.Release(token.id));
+  }
+  metrics_.tokens.Add(static_cast<double>(tokens.size() - failed.size()));
+  for (auto& [id, response] : batches) {
+    const auto session = sessions_.find(id);
+    if (session == sessions_.end()) continue;  // broken: nobody hears the tokens of its grace
+    *response.mutable_step()->mutable_load() = CurrentLoad();
+    Send(*session->second, std::move(response));
+  }
+  for (const auto& [lease, status] : failed) {
+    metrics_.failed.Add();
+    LogWarning(Tag(lease->request_id) + "failed: " + StatusMessage(status));
+    const auto session = sessions_.find(lease->session);
+    if (session != sessions_.end()) Fail(*session->second, lease->handle, status);
+  }
+}
+
+void SessionService::Fail(Session& session, uint64_t handle, const Status& status) {
+  v1::SessionResponse response;
+  v1::Failed& failed = *response.mutable_failed();
+  failed.set_handle(handle);
+  failed.set_code(static_cast<int32_t>(status.code()));
+  failed.set_message(StatusMessage(status));
+  Send(session, std::move(response));
+}
+
+void SessionService::Send(Session& session, v1::SessionResponse response) {
+  using Pushed = rpc::WriteQueue<Stream>::Pushed;
+  session.sent = loop_->Now();
+  const Pushed pushed = session.queue.Push(std::move(response));
+  if (pushed != Pushed::kFull) return;  // kClosed: the reader sees the end of the stream too
+  End(session, ResourceExhausted("the router reads too slowly: " + std::to_string(options_.queue_limit) +
+                                 " messages wait for it"));
+  session.call->TryCancel();
+}
+
+v1::Load SessionService::CurrentLoad() const {
+  v1::Load load;
+  load.set_running_sequences(step_.running());
+  load.set_free_kv_tokens(pools_.free_tokens());
+  load.set_used_kv_blocks(pools_.used_blocks());
+  load.set_leases(static_cast<int64_t>(leases_.size()));
+  return load;
+}
+
+}  // namespace cachalot
