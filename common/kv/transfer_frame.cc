@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <tuple>
 
@@ -18,9 +19,19 @@ void Append(std::vector<std::byte>& out, const T& value) {
   out.insert(out.end(), bytes, bytes + sizeof(T));
 }
 
-std::vector<std::byte> Seal(KvFrameHeader header, std::span<const std::byte> payload) {
+uint64_t HeaderChecksum(const KvFrameHeader& header) {
+  return KvChecksum(std::as_bytes(std::span(&header, 1)).first(offsetof(KvFrameHeader, header_checksum)));
+}
+
+// Fills in what the header says of its payload and of itself.
+void Complete(KvFrameHeader& header, std::span<const std::byte> payload) {
   header.payload_bytes = static_cast<uint32_t>(payload.size());
   header.checksum = KvChecksum(payload);
+  header.header_checksum = HeaderChecksum(header);
+}
+
+std::vector<std::byte> Seal(KvFrameHeader header, std::span<const std::byte> payload) {
+  Complete(header, payload);
   std::vector<std::byte> frame;
   frame.reserve(sizeof(header) + payload.size());
   Append(frame, header);
@@ -57,9 +68,7 @@ std::vector<std::byte> EncodeRows(const SequenceKv& kv, const RowRange& range, u
   std::byte* at = frame.data() + sizeof(header);
   for (int64_t r = 0; r < range.count; ++r, at += row_bytes)
     std::memcpy(at, kv.Row(range.pool, range.layer, range.first + r), row_bytes);
-  const std::span payload = std::span(frame).subspan(sizeof(header));
-  header.payload_bytes = static_cast<uint32_t>(payload.size());
-  header.checksum = KvChecksum(payload);
+  Complete(header, std::span(frame).subspan(sizeof(header)));
   std::memcpy(frame.data(), &header, sizeof(header));
   return frame;
 }
@@ -72,6 +81,7 @@ StatusOr<KvFrameView> ParseKvFrame(std::span<const std::byte> frame) {
   if (h.magic != KvFrameHeader::kMagic) return DataLoss("KV frame: wrong magic");
   if (h.version != kKvStateFormat)
     return DataLoss("KV frame: version " + std::to_string(h.version) + ", wanted " + std::to_string(kKvStateFormat));
+  if (h.header_checksum != HeaderChecksum(h)) return DataLoss("KV frame: wrong checksum of the header");
   if (h.kind < KvFrameKind::kRows || h.kind > KvFrameKind::kVerdict) return DataLoss("KV frame: unknown kind");
   if (h.payload_bytes != reader.remaining())
     return DataLoss("KV frame: payload of " + std::to_string(reader.remaining()) + " bytes, header says " +
@@ -121,7 +131,9 @@ StatusOr<KvCommit> DecodeCommit(std::span<const std::byte> payload) {
   commit.tally.checksum = reader.Read<uint64_t>();
   for (uint32_t i = 0; i < count && reader.ok(); ++i) {
     KvTally::Entry entry;
-    entry.pool = static_cast<PoolTag>(reader.Read<uint16_t>());
+    const auto pool = reader.Read<uint16_t>();
+    if (pool >= kPoolCount) return DataLoss("KV commit: pool " + std::to_string(pool) + " is unknown");
+    entry.pool = static_cast<PoolTag>(pool);
     entry.layer = reader.Read<uint16_t>();
     entry.rows = reader.Read<int64_t>();
     commit.tally.entries.push_back(entry);

@@ -37,7 +37,7 @@ struct KvFrameHeader {
   uint32_t rows = 0;
   uint32_t payload_bytes = 0;
   uint64_t checksum = 0;  // XXH3-64 of the payload
-  uint64_t reserved1 = 0;
+  uint64_t header_checksum = 0;  // XXH3-64 of what stands before: a wrong bit here would place rows elsewhere
 
   static constexpr uint32_t kMagic = 0x31564b43;  // "CKV1"
 };
@@ -54,7 +54,7 @@ struct KvFrameView {
   std::span<const std::byte> payload;
 };
 
-/// Splits and checks a frame: DATA_LOSS names the field that is wrong (magic, version, kind, length, checksum).
+/// Splits and checks a frame: DATA_LOSS names what is wrong: magic, version, header, kind, length, checksum.
 StatusOr<KvFrameView> ParseKvFrame(std::span<const std::byte> frame);
 
 /// What a complete hand-off of `tokens` tokens amounts to; sender and receiver both build one and compare.

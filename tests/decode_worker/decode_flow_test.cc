@@ -1,0 +1,236 @@
+#include "decode_worker/decode_flow.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <map>
+
+#include "tests/decode_worker/tiny_engine.h"
+
+namespace cachalot {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+/// Experts that fail when told to, in the last layer: then every other layer has written its rows already.
+class FlakyExperts final : public ExpertBackend {
+ public:
+  FlakyExperts(ExpertBackend& inner, int last_layer) : inner_(inner), last_layer_(last_layer) {}
+  Status Begin(const ExpertCall& call) override {
+    layer_ = call.layer;
+    return inner_.Begin(call);
+  }
+  Status Wait() override {
+    if (layer_ == last_layer_ && failures > 0) {
+      --failures;
+      return error;
+    }
+    return inner_.Wait();
+  }
+
+  int failures = 0;
+  Status error = Unavailable("shard 0/1 is away");
+
+ private:
+  ExpertBackend& inner_;
+  const int last_layer_;
+  int layer_ = 0;
+};
+
+class DecodeFlowTest : public ::testing::Test {
+ protected:
+  using Progress = DecodeFlow::Progress;
+
+  void Start(DecodeOptions options = {}) {
+    flow_ = std::make_unique<DecodeFlow>(engine_.model(), experts_, clock_, options);
+  }
+  /// Prefills and joins; the first token is in tokens_[id] then.
+  void Join(uint64_t id, const SequenceState& state) {
+    SequenceKv kv = *engine_.pools().Reserve(state.MaxTokens() + 1);
+    const int32_t first = engine_.Prefill(state, kv);
+    tokens_[id] = {first};
+    flow_->Join(id, state, std::move(kv), first);
+  }
+  Progress Step() {
+    out_.clear();
+    const Progress progress = flow_->Step(out_);
+    for (const TokenOut& token : out_) {
+      if (!token.error.ok()) continue;
+      EXPECT_EQ(token.index, static_cast<int64_t>(tokens_[token.id].size()));
+      tokens_[token.id].push_back(token.token);
+      if (acknowledge_) flow_->Acknowledge(token.id, token.index + 1);
+    }
+    return progress;
+  }
+  void RunToEnd() {
+    while (flow_->running() > 0) ASSERT_EQ(Step(), Progress::kStepped);
+  }
+  std::vector<int32_t> Alone(const SequenceState& state) {
+    Start();
+    Join(99, state);
+    RunToEnd();
+    return tokens_[99];
+  }
+
+  testing::TinyEngine engine_;
+  FlakyExperts experts_{engine_.experts(), engine_.model().config().num_hidden_layers - 1};
+  FakeClock clock_;
+  std::unique_ptr<DecodeFlow> flow_;
+  std::map<uint64_t, std::vector<int32_t>> tokens_;
+  std::vector<TokenOut> out_;
+  bool acknowledge_ = true;
+};
+
+TEST_F(DecodeFlowTest, GreedyTokensEqualTheOraclesInABatchWithOthers) {
+  const auto first = engine_.OtherState(5, 9, 1), second = engine_.OtherState(11, 30, 2);
+  const auto first_alone = Alone(first), second_alone = Alone(second);
+  Start();
+  Join(1, first);
+  Join(2, engine_.OracleState());
+  Step();
+  Join(3, second);  // in the middle
+  RunToEnd();
+  EXPECT_EQ(tokens_[2], engine_.oracle().greedy_tokens);
+  EXPECT_EQ(tokens_[1], first_alone);
+  EXPECT_EQ(tokens_[3], second_alone);
+  EXPECT_EQ(engine_.pools().used_blocks(), 0);
+}
+
+TEST_F(DecodeFlowTest, MoreSequencesThanABatchTakeTurns) {
+  const auto state = engine_.OtherState(7, 12, 3);
+  const auto alone = Alone(state);
+  Start({.max_batch = 2});
+  for (uint64_t id : {1, 2, 3, 4, 5}) Join(id, state);
+  for (int i = 0; i < 5; ++i) Step();  // ten turns for five sequences
+  EXPECT_EQ(flow_->last_batch(), 2u);
+  for (uint64_t id : {1, 2, 3, 4, 5}) EXPECT_EQ(tokens_[id].size(), 3u) << id;
+  RunToEnd();
+  for (uint64_t id : {1, 2, 3, 4, 5}) EXPECT_EQ(tokens_[id], alone) << id;
+}
+
+TEST_F(DecodeFlowTest, AResumedSequenceContinuesTheSameTokens) {
+  const auto state = engine_.OtherState(9, 20, 4);
+  const auto alone = Alone(state);
+  Start();
+  auto resumed = state;
+  resumed.emitted.assign(alone.begin(), alone.begin() + 8);
+  SequenceKv kv = *engine_.pools().Reserve(resumed.MaxTokens() + 1);
+  const int32_t first = engine_.Prefill(resumed, kv);
+  tokens_[1] = resumed.emitted;
+  tokens_[1].push_back(first);
+  flow_->Join(1, resumed, std::move(kv), first);
+  RunToEnd();
+  EXPECT_EQ(tokens_[1], alone);
+}
+
+TEST_F(DecodeFlowTest, AWindowStopsASlowReaderAndNotTheOthers) {
+  const auto slow = engine_.OtherState(6, 16, 5), fast = engine_.OtherState(8, 16, 6);
+  const auto slow_alone = Alone(slow), fast_alone = Alone(fast);
+  Start({.window = 3});
+  acknowledge_ = false;
+  Join(1, slow);
+  Join(2, fast);
+  while (tokens_[2].size() < 16) {
+    ASSERT_EQ(Step(), Progress::kStepped);
+    flow_->Acknowledge(2, static_cast<int64_t>(tokens_[2].size()));
+  }
+  EXPECT_EQ(tokens_[1].size(), 4u);  // the first one, and a window
+  EXPECT_EQ(Step(), Progress::kIdle);
+  flow_->Acknowledge(1, 1);
+  EXPECT_EQ(Step(), Progress::kStepped);
+  EXPECT_EQ(Step(), Progress::kIdle);
+  flow_->Acknowledge(1, 1000);  // more than there is
+  EXPECT_EQ(Step(), Progress::kStepped);
+  acknowledge_ = true;
+  flow_->Acknowledge(1, static_cast<int64_t>(tokens_[1].size()));
+  RunToEnd();
+  EXPECT_EQ(tokens_[1], slow_alone);
+  EXPECT_EQ(tokens_[2], fast_alone);
+}
+
+TEST_F(DecodeFlowTest, RemoveFreesAtOnce) {
+  Start();
+  Join(1, engine_.OracleState());
+  Step();
+  EXPECT_GT(engine_.pools().used_blocks(), 0);
+  flow_->Remove(2);
+  flow_->Remove(1);
+  EXPECT_EQ(engine_.pools().used_blocks(), 0);
+  EXPECT_EQ(Step(), Progress::kIdle);
+}
+
+TEST_F(DecodeFlowTest, NanLogitsEndTheirSequenceOnly) {
+  const auto state = engine_.OracleState();
+  Start();
+  Join(1, state);
+  SequenceKv kv = *engine_.pools().Reserve(state.MaxTokens() + 1);
+  const int32_t first = engine_.Prefill(state, kv);
+  *kv.Row(PoolTag::kSwaKv, 0, kv.tokens() - 1) = std::nanf("");
+  tokens_[2] = {first};
+  flow_->Join(2, state, std::move(kv), first);
+  EXPECT_EQ(Step(), Progress::kStepped);
+  ASSERT_EQ(out_.size(), 2u);
+  EXPECT_TRUE(out_[0].error.ok());
+  EXPECT_EQ(out_[1].id, 2u);
+  EXPECT_EQ(out_[1].error.code(), StatusCode::kInternal);
+  EXPECT_EQ(flow_->running(), 1u);
+  RunToEnd();
+  EXPECT_EQ(tokens_[1], engine_.oracle().greedy_tokens);
+}
+
+TEST_F(DecodeFlowTest, AnErrorThatDoesNotPassEndsEverySequence) {
+  Start();
+  Join(1, engine_.OracleState());
+  Join(2, engine_.OtherState(5, 9, 1));
+  experts_.failures = 1;
+  experts_.error = FailedPrecondition("shard 0/1 has another model");
+  EXPECT_EQ(Step(), Progress::kStepped);
+  ASSERT_EQ(out_.size(), 2u);
+  for (const TokenOut& token : out_) EXPECT_EQ(token.error, experts_.error);
+  EXPECT_EQ(flow_->running(), 0u);
+  EXPECT_EQ(engine_.pools().used_blocks(), 0);
+}
+
+TEST_F(DecodeFlowTest, AnOutageWithinTheGraceChangesNoToken) {
+  const auto other = engine_.OtherState(5, 9, 1);
+  const auto other_alone = Alone(other);
+  Start({.expert_outage_grace = seconds(5)});
+  Join(1, engine_.OracleState());
+  Join(2, other);
+  for (int round = 0; flow_->running() > 0; ++round) {
+    experts_.failures = round % 3;
+    while (experts_.failures > 0) {
+      ASSERT_EQ(Step(), Progress::kExpertsAway);
+      clock_.Advance(milliseconds(2400));  // in all below the grace
+    }
+    ASSERT_EQ(Step(), Progress::kStepped);
+  }
+  EXPECT_EQ(tokens_[1], engine_.oracle().greedy_tokens);
+  EXPECT_EQ(tokens_[2], other_alone);
+}
+
+TEST_F(DecodeFlowTest, AnOutageBeyondTheGraceEndsTheSequencesWithItsError) {
+  Start({.expert_outage_grace = seconds(5)});
+  Join(1, engine_.OracleState());
+  Join(2, engine_.OtherState(5, 9, 1));
+  experts_.failures = 1000;
+  EXPECT_EQ(Step(), Progress::kExpertsAway);
+  clock_.Advance(milliseconds(4999));
+  EXPECT_EQ(Step(), Progress::kExpertsAway);
+  flow_->Remove(2);  // cancels are served meanwhile
+  EXPECT_EQ(flow_->running(), 1u);
+  clock_.Advance(milliseconds(1));
+  EXPECT_EQ(Step(), Progress::kStepped);
+  ASSERT_EQ(out_.size(), 1u);
+  EXPECT_EQ(out_[0].error.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(StatusMessage(out_[0].error)), ::testing::HasSubstr("shard 0/1"));
+  EXPECT_EQ(engine_.pools().used_blocks(), 0);
+  experts_.failures = 0;  // later work is served as if nothing had been
+  Join(3, engine_.OracleState());
+  RunToEnd();
+  EXPECT_EQ(tokens_[3], engine_.oracle().greedy_tokens);
+}
+
+}  // namespace
+}  // namespace cachalot
