@@ -119,7 +119,8 @@ rpc::Task<Status> DecodeClient::RunSession() {
   const Status described = co_await Describe();
   CO_RETURN_IF_ERROR(described);
   Session session(loop_, {});
-  if (!co_await session.stream.Start(stub_.get(), &v1::Decode::Stub::PrepareAsyncSession)) {
+  const bool started = co_await session.stream.Start(stub_.get(), &v1::Decode::Stub::PrepareAsyncSession);
+  if (!started) {
     Status status = co_await session.stream.Finish();
     co_return status;
   }
@@ -149,7 +150,10 @@ rpc::Task<Status> DecodeClient::RunSession() {
 
 /// Our signs of life, and the watch over the worker's.
 rpc::Task<void> DecodeClient::Beat(Session* session) {
-  while (!co_await session->over.WaitUntil(loop_->Now() + options_.heartbeat_interval)) {
+  for (;;) {
+    const TimePoint next = loop_->Now() + options_.heartbeat_interval;
+    const bool over = co_await session->over.WaitUntil(next);
+    if (over) co_return;
     if (loop_->stopping() || loop_->Now() - session->last_heard >= options_.silence_limit) {
       session->stream.TryCancel();
       co_return;

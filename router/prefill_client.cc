@@ -100,7 +100,9 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
   running->stream = &stream;
   running->last_heard = loop->Now();
   running->watchers.Spawn(Watch(client, running.get()), "prefill watch");
-  if (co_await stream.Start(client->stub_.get(), &v1::Prefill::Stub::PrepareAsyncPrefill, running->request)) {
+  const bool started =
+      co_await stream.Start(client->stub_.get(), &v1::Prefill::Stub::PrepareAsyncPrefill, running->request);
+  if (started) {
     v1::PrefillEvent event;
     while (co_await stream.Read(&event)) {
       running->last_heard = loop->Now();
@@ -138,9 +140,12 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
 }
 
 rpc::Task<void> PrefillClient::Watch(PrefillClient* client, Running* running) {
-  while (!co_await running->over.WaitUntil(running->last_heard + client->options_.silence_limit)) {
-    if (client->loop_->draining()) co_return;
-    if (client->loop_->Now() - running->last_heard < client->options_.silence_limit) continue;
+  const Duration limit = client->options_.silence_limit;
+  for (;;) {
+    const TimePoint end = running->last_heard + limit;
+    const bool over = co_await running->over.WaitUntil(end);
+    if (over || client->loop_->draining()) co_return;
+    if (client->loop_->Now() - running->last_heard < limit) continue;
     running->silent = true;
     if (running->stream) running->stream->TryCancel();
     co_return;

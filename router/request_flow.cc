@@ -119,7 +119,8 @@ class Request {
       granted_ = true;
       if (!started_) {
         started_ = true;
-        if (!co_await sink_->Started()) break;
+        const bool there = co_await sink_->Started();
+        if (!there) break;
       }
       co_return OkStatus();
     }
@@ -146,7 +147,8 @@ class Request {
         if (finish_ != FinishReason::kNone) break;
       }
       if (tokens.empty()) continue;
-      if (!co_await sink_->Tokens(std::move(tokens))) co_return Gone();
+      const bool there = co_await sink_->Tokens(std::move(tokens));
+      if (!there) co_return Gone();
       tokens.clear();
       lease_->Acknowledge(next_index_);
     }
@@ -164,10 +166,11 @@ class Request {
         if (event.attempt != attempt_ || decode_running_) co_return OkStatus();
         prefill_failed_ = true;
         co_return event.error;
-      case Kind::kPromptLogits:
-        if (event.attempt == attempt_ && !co_await sink_->Logits(event.first_row, std::move(event.logits)))
-          co_return Gone();
-        co_return OkStatus();
+      case Kind::kPromptLogits: {
+        if (event.attempt != attempt_) co_return OkStatus();
+        const bool there = co_await sink_->Logits(event.first_row, std::move(event.logits));
+        co_return there ? OkStatus() : Gone();
+      }
       case Kind::kFirstToken:
         if (event.attempt != attempt_) co_return OkStatus();
         [[fallthrough]];
@@ -184,7 +187,8 @@ class Request {
         finish_ = event.finish;
         if (!event.logits.empty()) {
           const int64_t row = static_cast<int64_t>(state_.prompt.size()) + event.index - 1;
-          if (!co_await sink_->Logits(row, std::move(event.logits))) co_return Gone();
+          const bool there = co_await sink_->Logits(row, std::move(event.logits));
+          if (!there) co_return Gone();
         }
         co_return OkStatus();
       }

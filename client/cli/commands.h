@@ -13,6 +13,7 @@ int LogitsCommand(const std::vector<std::string>& words);
 int GenerateCommand(const std::vector<std::string>& words);
 int ChatCommand(const std::vector<std::string>& words);
 int UpCommand(const std::vector<std::string>& words);
+int DemoCommand(const std::vector<std::string>& words);
 int ServeCommand(const std::vector<std::string>& words);
 
 /// Prints a failed status to stderr and gives the exit code.

@@ -15,6 +15,8 @@
 namespace cachalot::cli {
 namespace {
 
+constexpr Duration kStopGrace = std::chrono::seconds(12);  // a role drains for up to 10 s
+
 struct Config {
   std::string model, mode = "exact", kernels = "auto", log_level = "info";
   int prefill = 1, decode = 1, expert_shards = 2, grpc_port = 0, threads = 0;
@@ -68,7 +70,9 @@ class Cluster {
   void Stop() {
     for (auto* group : {&router_, &prefill_, &decode_, &experts_}) {
       for (Child& child : *group) child->Signal(SIGTERM);
-      for (Child& child : *group) child->Stop(std::chrono::seconds(12));
+      const TimePoint end = std::chrono::steady_clock::now() + kStopGrace;
+      for (Child& child : *group)
+        if (!child->Wait(end).ok()) child->Kill();
     }
   }
 
