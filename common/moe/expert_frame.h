@@ -1,17 +1,18 @@
 #pragma once
-// Frames between a caller's step thread and an expert service (protos/cachalot/v1/expert.proto): a 48-byte header, then
-// the body. Little-endian, fp32 in mode exact. Pure encoding, no I/O.
+// Frames between a caller's step thread and an expert service (protos/cachalot/v1/expert.proto): a 48-byte
+// header, then the body. Little-endian, fp32 in mode exact. Pure encoding, no I/O.
 //
 //   call:  assignments [n] {i32 row, i32 slot, i32 expert, f32 weight}, then x [rows, hidden] f32
 //   reply: partials [slots, hidden] f32
 //   error: i32 status code, message bytes
 //
-// Rows and slots are numbered inside the frame: a caller sends a service only the rows that meet its experts, and one
-// slot for every (row, reduction group) pair that they touch, ascending.
+// Rows and slots are numbered inside the frame: a caller sends a service only the rows that meet its experts,
+// and one slot for every (row, reduction group) pair that they touch, ascending.
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/base/status.h"
@@ -23,20 +24,70 @@ enum class ExpertFrameKind : uint8_t { kCall = 1, kReply = 2, kError = 3 };
 
 struct ExpertFrameHeader {
   uint32_t magic = kMagic;
-  uint16_t version = 1;
+  uint16_t version = kVersion;
   ExpertFrameKind kind = ExpertFrameKind::kCall;
   uint8_t wire_type = 0;  // 0: fp32
-  uint64_t call = 0;      // chosen by the caller, returned in the reply
+  uint64_t call = 0;  // chosen by the caller, returned in the reply; 0 in an error about an unreadable frame
   uint32_t layer = 0;
-  uint32_t rows = 0;
-  uint32_t assignments = 0;
-  uint32_t slots = 0;
-  uint32_t hidden = 0;
+  uint32_t rows = 0;         // error: 0
+  uint32_t assignments = 0;  // reply and error: 0
+  uint32_t slots = 0;        // error: 0
+  uint32_t hidden = 0;       // error: 0
   uint32_t body_bytes = 0;
-  uint64_t reserved = 0;
+  uint64_t checksum = 0;  // XXH3-64 of header (this field 0) and body: a wrong bit would become a wrong token
 
   static constexpr uint32_t kMagic = 0x31584543;  // "CEX1"
+  static constexpr uint16_t kVersion = 1;
 };
 static_assert(sizeof(ExpertFrameHeader) == 48);
+static_assert(sizeof(ExpertAssignment) == 16, "the wire form of an assignment is its memory");
+
+/// The largest error message sent; longer ones are cut.
+inline constexpr size_t kMaxExpertError = 1024;
+
+struct ExpertFrameView {
+  ExpertFrameHeader header;
+  std::span<const std::byte> body;
+};
+
+/// Splits a frame and checks what can be checked without knowing the model: DATA_LOSS names the field that is
+/// wrong (magic, version, kind, wire type, counts, length, checksum).
+StatusOr<ExpertFrameView> ParseExpertFrame(std::span<const std::byte> frame);
+
+/// Call frame number `call` for `layer`. Row i of the frame is row rows[i] of `x` [*, hidden]; the
+/// assignments' rows and slots are numbered inside the frame, ascending (expert, row).
+std::vector<std::byte> EncodeExpertCall(uint64_t call, int layer,
+                                        std::span<const ExpertAssignment> assignments,
+                                        std::span<const int32_t> rows, int64_t slots, const float* x,
+                                        int64_t hidden);
+
+/// A call's body. `x` points into the frame.
+struct ExpertCallView {
+  std::vector<ExpertAssignment> assignments;
+  const float* x = nullptr;  // [rows, hidden]
+};
+
+/// What a service accepts.
+struct ExpertCallLimits {
+  int layers = 0;
+  int64_t hidden = 0;
+  int expert_begin = 0, expert_end = 0;
+  int64_t max_rows = 0;
+};
+
+/// INVALID_ARGUMENT names what is wrong: an unknown layer, another width, more rows than allowed, an expert
+/// outside the shard, assignments out of order or of a row or slot that is not there, a slot that belongs to
+/// two rows or to nobody. After OK an ExpertFfn may run the call as it is.
+Status DecodeExpertCall(const ExpertFrameView& frame, const ExpertCallLimits& limits, ExpertCallView* call);
+
+/// A reply to `call` whose partials are still to be written, at ReplyPartials; then SealExpertReply.
+std::vector<std::byte> MakeExpertReply(const ExpertFrameHeader& call);
+float* ReplyPartials(std::span<std::byte> reply);
+void SealExpertReply(std::span<std::byte> reply);
+
+/// `error` is not OK.
+std::vector<std::byte> EncodeExpertError(uint64_t call, uint32_t layer, const Status& error);
+/// The error inside an error frame's body; DATA_LOSS when malformed.
+Status DecodeExpertError(const ExpertFrameView& frame);
 
 }  // namespace cachalot

@@ -1,0 +1,39 @@
+#pragma once
+// Finds the expert services by gRPC and gives the back end over them. For workers' mains:
+//
+//   // on the step thread (or before it starts), with the loop that this thread drives
+//   ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> experts,
+//                    ConnectExperts(config.experts, step_loop, compat, model_config.n_routed_experts, {}));
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cachalot/v1/cluster.pb.h"
+#include "common/base/status.h"
+#include "common/base/time.h"
+#include "common/moe/remote_experts.h"
+#include "common/rpc/loop.h"
+
+namespace cachalot {
+
+struct ConnectExpertsOptions {
+  Duration wait = std::chrono::seconds(10);      // for all services to answer
+  Duration log_every = std::chrono::seconds(2);  // says who is missing
+  std::function<bool()> give_up;                 // asked while waiting: true ends it with CANCELLED
+  RemoteExpertsOptions calls;
+};
+
+/// Waits until every service answers Describe, checks that they fit (CheckCompat) and cover every expert
+/// exactly once, and opens a stream to each. `addresses` as for CreateChannel, in any order.
+/// DEADLINE_EXCEEDED names the silent ones, FAILED_PRECONDITION what does not fit.
+///
+/// The calling thread drives `loop` (PollOnce) here and in every call of the back end, never from inside a
+/// task of the loop; a loop of a Server must have been started. The back end must go before the loop does.
+StatusOr<std::unique_ptr<RemoteExperts>> ConnectExperts(const std::vector<std::string>& addresses,
+                                                        rpc::Loop* loop, const v1::Compat& compat,
+                                                        int experts,
+                                                        const ConnectExpertsOptions& options = {});
+
+}  // namespace cachalot

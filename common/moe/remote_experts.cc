@@ -1,0 +1,181 @@
+#include "common/moe/remote_experts.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/base/check.h"
+
+namespace cachalot {
+namespace {
+
+// A channel may hold frames back without telling Progress (a fault proxy does), so waits come in rounds.
+constexpr Duration kRound = std::chrono::milliseconds(50);
+
+}  // namespace
+
+RemoteExperts::RemoteExperts(ShardMap map, std::unique_ptr<ChannelFactory> factory,
+                             std::shared_ptr<Progress> progress, const Clock* clock,
+                             const RemoteExpertsOptions& options)
+    : map_(std::move(map)),
+      factory_(std::move(factory)),
+      progress_(std::move(progress)),
+      clock_(clock),
+      options_(options),
+      shards_(map_.shards()) {}
+
+Status RemoteExperts::Broken(int shard, const Status& why) {
+  return Unavailable("expert " + map_.Name(shard) + ": " + StatusMessage(why));
+}
+
+Status RemoteExperts::EnsureChannel(int shard, TimePoint deadline) {
+  std::unique_ptr<FrameChannel>& channel = shards_[shard].channel;
+  if (channel && channel->status().ok()) return OkStatus();
+  channel.reset();
+  StatusOr<std::unique_ptr<FrameChannel>> made = factory_->Connect(shard, deadline);
+  if (!made.ok()) {
+    // Whatever kept us from reaching it, the shard is away; but a service that must not be used says so for
+    // good.
+    if (made.status().code() == StatusCode::kFailedPrecondition)
+      return Annotate(made.status(), "expert " + map_.Name(shard));
+    return Broken(shard, made.status());
+  }
+  channel = std::move(*made);
+  ++stats_.connects;
+  return OkStatus();
+}
+
+Status RemoteExperts::ConnectAll(TimePoint deadline) {
+  for (int s = 0; s < map_.shards(); ++s) RETURN_IF_ERROR(EnsureChannel(s, deadline));
+  return OkStatus();
+}
+
+Status RemoteExperts::Begin(const ExpertCall& call) {
+  GiveUp();
+  call_ = call;
+  ++call_id_;
+  progress_->WaitUntil(TimePoint::min());  // shows channels that broke since the last call
+  plans_ = &splitter_.Split(*call.plan, map_.groups(), map_.shards());
+  for (int s = 0; s < map_.shards(); ++s)
+    if (!(*plans_)[s].empty()) RETURN_IF_ERROR(EnsureChannel(s, clock_->Now() + options_.reconnect_wait));
+  begun_ = clock_->Now();
+  for (int s = 0; s < map_.shards(); ++s) {
+    const ShardPlan& plan = (*plans_)[s];
+    if (plan.empty()) continue;
+    if (Status posted = PostCall(s, plan); !posted.ok()) {
+      GiveUp();
+      return posted;
+    }
+  }
+  return OkStatus();
+}
+
+Status RemoteExperts::PostCall(int shard, const ShardPlan& plan) {
+  Frame frame{EncodeExpertCall(call_id_, call_.layer, plan.assignments, plan.rows,
+                               static_cast<int64_t>(plan.slots.size()), call_.x, call_.hidden)};
+  Shard& to = shards_[shard];
+  const Status posted = to.channel->Post(std::move(frame), begun_ + options_.call_timeout);
+  if (posted.code() == StatusCode::kInvalidArgument) return Annotate(posted, "expert " + map_.Name(shard));
+  if (!posted.ok()) {
+    to.channel.reset();
+    return Broken(shard, posted);
+  }
+  to.waiting = true;
+  ++stats_.calls;
+  return OkStatus();
+}
+
+Status RemoteExperts::Wait() {
+  const TimePoint deadline = begun_ + options_.call_timeout;
+  for (;;) {
+    bool waiting = false;
+    for (int s = 0; s < map_.shards(); ++s) {
+      if (!shards_[s].waiting) continue;
+      if (Status received = Receive(s); !received.ok()) {
+        GiveUp();
+        return received;
+      }
+      waiting |= shards_[s].waiting;
+    }
+    if (!waiting) return OkStatus();
+    const TimePoint now = clock_->Now();
+    if (now >= deadline) return TimedOut();
+    progress_->WaitUntil(std::min(deadline, now + kRound));
+  }
+}
+
+Status RemoteExperts::Receive(int shard) {
+  Shard& from = shards_[shard];
+  while (from.waiting) {
+    const Status status = from.channel->status();  // before Poll: a broken channel may still hold the reply
+    const std::optional<Frame> frame = from.channel->Poll();
+    if (!frame) {
+      if (status.ok()) return OkStatus();
+      from.channel.reset();
+      return Broken(shard, status);
+    }
+    RETURN_IF_ERROR(Accept(shard, *frame));
+  }
+  return OkStatus();
+}
+
+Status RemoteExperts::Accept(int shard, const Frame& frame) {
+  Shard& from = shards_[shard];
+  StatusOr<ExpertFrameView> view = ParseExpertFrame(frame.bytes);
+  Status status = view.status();
+  if (status.ok()) {
+    const bool error = view->header.kind == ExpertFrameKind::kError;
+    // An error without a call is about a frame that did not arrive whole; ours is the only one under way.
+    if (view->header.call != call_id_ && !(error && view->header.call == 0)) {
+      ++stats_.stale_replies;
+      return OkStatus();
+    }
+    if (!error) {
+      status = AcceptReply(shard, *view);
+      if (status.ok()) return OkStatus();
+    } else {
+      status = DecodeExpertError(*view);
+      if (status.code() != StatusCode::kDataLoss) return Annotate(status, "expert " + map_.Name(shard));
+    }
+  }
+  from.channel.reset();  // the frames around a damaged one are not to be trusted either
+  return Broken(shard, status);
+}
+
+Status RemoteExperts::AcceptReply(int shard, const ExpertFrameView& frame) {
+  const ShardPlan& plan = (*plans_)[shard];
+  const ExpertFrameHeader& h = frame.header;
+  if (h.kind != ExpertFrameKind::kReply || h.layer != static_cast<uint32_t>(call_.layer) ||
+      h.slots != plan.slots.size() || h.hidden != call_.hidden)
+    return DataLoss("a reply to another call than ours: layer " + std::to_string(h.layer) + ", " +
+                    std::to_string(h.slots) + " slots of " + std::to_string(h.hidden) + ", wanted layer " +
+                    std::to_string(call_.layer) + ", " + std::to_string(plan.slots.size()) + " of " +
+                    std::to_string(call_.hidden));
+  const size_t slot_bytes = call_.hidden * sizeof(float);
+  const std::byte* from = frame.body.data();
+  for (int32_t slot : plan.slots) {
+    std::memcpy(call_.partials + slot * call_.hidden, from, slot_bytes);
+    from += slot_bytes;
+  }
+  shards_[shard].waiting = false;
+  return OkStatus();
+}
+
+Status RemoteExperts::TimedOut() {
+  std::string silent;
+  for (int s = 0; s < map_.shards(); ++s) {
+    if (!shards_[s].waiting) continue;
+    silent += (silent.empty() ? "" : ", ") + map_.Name(s);
+    // As if dead: the next Begin asks whether it lives instead of waiting as long again.
+    shards_[s].channel.reset();
+  }
+  const double waited = Seconds(clock_->Now() - begun_);
+  GiveUp();
+  return DeadlineExceeded("experts of layer " + std::to_string(call_.layer) + ": no answer for " +
+                          std::to_string(waited) + " s from " + silent);
+}
+
+void RemoteExperts::GiveUp() {
+  for (Shard& shard : shards_) shard.waiting = false;
+}
+
+}  // namespace cachalot

@@ -1,0 +1,308 @@
+// Expert services over real gRPC in one process: ConnectExperts, the bits, restarts.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "cachalot/v1/cluster.grpc.pb.h"
+#include "common/cluster/compat.h"
+#include "common/model/forward.h"
+#include "common/moe/connect_experts.h"
+#include "common/moe/expert_method.h"
+#include "common/rpc/client.h"
+#include "common/transport/grpc_transport.h"
+#include "expert_service/service.h"
+#include "grpc/health/v1/health.grpc.pb.h"
+#include "grpcpp/create_channel.h"
+#include "tests/support/oracle.h"
+
+namespace cachalot {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+// As the binaries do; before gRPC starts.
+const int kPollStrategySet = setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
+
+constexpr Duration kLong = std::chrono::seconds(20);
+
+const std::string& Directory() {
+  static const std::string directory = CACHALOT_SOURCE_DIR "/tests/golden/oracle/tiny";
+  return directory;
+}
+
+/// The dense half of a worker: weights, model, KV.
+class Worker {
+ public:
+  Worker() : pools_(KvLayout(KvShapeOf(weights_->config)), 2, 4096), model_(weights_, kernels_, threads_) {}
+
+  StatusOr<std::vector<float>> Run(ExpertBackend& experts, std::span<const int32_t> ids, size_t chunk) {
+    SequenceKv kv = *pools_.Reserve(static_cast<int64_t>(ids.size()));
+    std::vector<float> all;
+    for (size_t at = 0; at < ids.size(); at += chunk) {
+      const Segment segment{&kv, ids.subspan(at, std::min(chunk, ids.size() - at)), true};
+      ASSIGN_OR_RETURN(const StepLogits logits, model_.Forward({&segment, 1}, experts));
+      all.insert(all.end(), logits.data, logits.data + logits.first[1] * logits.vocab);
+    }
+    return all;
+  }
+  std::vector<float> RunLocal(std::span<const int32_t> ids) {
+    LocalExperts local(ExpertTable(*weights_), kernels_, threads_, weights_->config.swiglu_limit);
+    return *Run(local, ids, ids.size());
+  }
+  v1::Compat compat() const { return MakeCompat(*weights_, KvLayout(KvShapeOf(weights_->config)), kernels_); }
+  int experts() const { return weights_->config.n_routed_experts; }
+
+ private:
+  std::shared_ptr<const ModelWeights> weights_ = *ModelWeights::Load(Directory(), WeightSelection::All());
+  const kernels::KernelTable& kernels_ = **kernels::SelectKernels("auto");
+  ThreadPool threads_{1};
+  BlockPools pools_;
+  Model model_;
+};
+
+ExpertServiceConfig ConfigOf(int shard, int shards, const std::string& listen = "127.0.0.1:0") {
+  ExpertServiceConfig config;
+  config.listen = listen;
+  config.model = Directory();
+  config.shard = std::to_string(shard) + "/" + std::to_string(shards);
+  config.threads = 1;
+  return config;
+}
+
+class GrpcExperts : public ::testing::Test {
+ protected:
+  GrpcExperts() : ids_(testing::OracleCase::Load(Directory())->input_ids), want_(worker_.RunLocal(ids_)) {}
+
+  void StartServices(int shards) {
+    services_.clear();
+    addresses_.clear();
+    for (int s = 0; s < shards; ++s) {
+      services_.push_back(*ExpertService::Start(ConfigOf(s, shards), &metrics_));
+      addresses_.push_back(services_.back()->address());
+    }
+  }
+  StatusOr<std::unique_ptr<RemoteExperts>> Connect(const ConnectExpertsOptions& options = {}) {
+    return ConnectExperts(addresses_, &loop_, worker_.compat(), worker_.experts(), options);
+  }
+  void ExpectRefused(StatusCode code, const ::testing::Matcher<std::string>& message) {
+    const auto backend = Connect({.wait = std::chrono::milliseconds(300)});
+    EXPECT_EQ(backend.status().code(), code) << backend.status();
+    EXPECT_THAT(StatusMessage(backend.status()), message);
+  }
+  /// Runs until it succeeds: the deadline only guards against hanging.
+  StatusOr<std::vector<float>> RunUntilOk(ExpertBackend& backend) {
+    const TimePoint deadline = loop_.Now() + kLong;
+    for (;;) {
+      auto got = worker_.Run(backend, ids_, ids_.size());
+      if (got.ok() || loop_.Now() > deadline) return got;
+      EXPECT_EQ(got.status().code(), StatusCode::kUnavailable) << got.status();
+    }
+  }
+
+  MetricsRegistry metrics_;
+  Worker worker_;
+  const std::vector<int32_t> ids_;
+  const std::vector<float> want_;
+  rpc::Loop loop_;
+  std::vector<std::unique_ptr<ExpertService>> services_;
+  std::vector<std::string> addresses_;
+};
+
+TEST_F(GrpcExperts, GiveTheLogitsOfLocalExpertsForEveryShardCount) {
+  for (int shards : {1, 2, 4, 8}) {
+    StartServices(shards);
+    std::reverse(addresses_.begin(), addresses_.end());
+    const auto backend = Connect();
+    ASSERT_TRUE(backend.ok()) << backend.status();
+    for (size_t chunk : {ids_.size(), size_t{7}, size_t{1}}) {
+      const auto got = worker_.Run(**backend, ids_, chunk);
+      ASSERT_TRUE(got.ok()) << got.status();
+      EXPECT_EQ(want_, *got) << shards << " shards, " << chunk << " tokens a step";
+    }
+    EXPECT_EQ((*backend)->stats().stale_replies, 0u);
+  }
+}
+
+TEST_F(GrpcExperts, TwoCallersAtOnceGetTheBitsThatEachGetsAlone) {
+  StartServices(2);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 2; ++i) {
+    callers.emplace_back([&, i] {
+      rpc::Loop loop;
+      Worker worker;
+      const auto backend = ConnectExperts(addresses_, &loop, worker.compat(), worker.experts());
+      ASSERT_TRUE(backend.ok()) << backend.status();
+      for (int round = 0; round < 3; ++round) {
+        const auto got = worker.Run(**backend, ids_, 1 + i);
+        ASSERT_TRUE(got.ok()) << got.status();
+        EXPECT_EQ(want_, *got);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+TEST_F(GrpcExperts, ARestartedServiceIsFoundAgainByBegin) {
+  StartServices(2);
+  const auto backend = *Connect();
+  EXPECT_EQ(want_, *worker_.Run(*backend, ids_, ids_.size()));
+  const uint64_t old_epoch = services_[1]->epoch();
+  services_[1].reset();
+  const auto away = worker_.Run(*backend, ids_, ids_.size());
+  EXPECT_EQ(away.status().code(), StatusCode::kUnavailable);
+  EXPECT_THAT(StatusMessage(away.status()), AllOf(HasSubstr("shard 1/2"), HasSubstr(addresses_[1])));
+  services_[1] = *ExpertService::Start(ConfigOf(1, 2, addresses_[1]), &metrics_);
+  EXPECT_NE(services_[1]->epoch(), old_epoch);
+  const TimePoint begin = loop_.Now();
+  const auto again = RunUntilOk(*backend);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(want_, *again);
+  EXPECT_LT(loop_.Now() - begin, std::chrono::seconds(5));
+  RecordProperty("recovery_ms", std::to_string(Seconds(loop_.Now() - begin) * 1000));
+}
+
+TEST_F(GrpcExperts, AnotherShardInItsPlaceIsRefused) {
+  StartServices(2);
+  const auto backend = *Connect();
+  services_[1].reset();
+  services_[1] = *ExpertService::Start(ConfigOf(0, 2, addresses_[1]), &metrics_);
+  StatusOr<std::vector<float>> got;
+  const TimePoint deadline = loop_.Now() + kLong;
+  do {
+    got = worker_.Run(*backend, ids_, ids_.size());
+  } while (got.status().code() == StatusCode::kUnavailable && loop_.Now() < deadline);
+  EXPECT_EQ(got.status().code(), StatusCode::kFailedPrecondition) << got.status();
+  EXPECT_THAT(StatusMessage(got.status()), HasSubstr("came back as another shard"));
+}
+
+TEST_F(GrpcExperts, ServicesMayComeUpWhileTheWorkerWaits) {
+  StartServices(2);
+  services_.clear();  // their ports are free now, and known
+  std::thread start([&] {
+    for (int s = 0; s < 2; ++s)
+      services_.push_back(*ExpertService::Start(ConfigOf(s, 2, addresses_[s]), &metrics_));
+  });
+  const auto backend = Connect({.wait = kLong, .log_every = std::chrono::milliseconds(100)});
+  start.join();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ(want_, *worker_.Run(**backend, ids_, ids_.size()));
+}
+
+TEST_F(GrpcExperts, ConnectSaysWhoIsSilentMissingOrDifferent) {
+  StartServices(2);
+  const auto all = addresses_;
+  addresses_ = {all[0]};
+  ExpectRefused(StatusCode::kFailedPrecondition, HasSubstr("no expert service for shard 1 of 2"));
+  addresses_ = {all[0], all[0]};
+  ExpectRefused(StatusCode::kFailedPrecondition, HasSubstr("given twice"));
+  services_[1].reset();
+  addresses_ = all;
+  ExpectRefused(StatusCode::kDeadlineExceeded, HasSubstr(all[1]));
+  const auto given_up = Connect({.give_up = [] { return true; }});
+  EXPECT_EQ(given_up.status().code(), StatusCode::kCancelled);
+  if (std::string((*kernels::SelectKernels("auto"))->name) == "ref") return;
+  ExpertServiceConfig other = ConfigOf(1, 2);
+  other.kernels = "ref";
+  services_[1] = *ExpertService::Start(other, &metrics_);
+  addresses_[1] = services_[1]->address();
+  ExpectRefused(StatusCode::kFailedPrecondition, AllOf(HasSubstr("numerics"), HasSubstr(addresses_[1])));
+}
+
+TEST_F(GrpcExperts, AStreamForAnotherEpochIsRefused) {
+  StartServices(1);
+  const auto channel = OpenGrpcChannel(&loop_, rpc::CreateChannel(addresses_[0]), kExpertDispatchMethod,
+                                       {.peer = addresses_[0], .metadata = {{kExpertEpochKey, "0123"}}});
+  const TimePoint deadline = loop_.Now() + kLong;
+  while (channel->status().ok() && loop_.Now() < deadline) loop_.PollOnce(deadline);
+  EXPECT_EQ(channel->status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(StatusMessage(channel->status()), HasSubstr("epoch"));
+}
+
+TEST_F(GrpcExperts, GarbageOnAStreamHurtsNobody) {
+  StartServices(1);
+  const auto backend = *Connect();
+  const auto channel = OpenGrpcChannel(&loop_, rpc::CreateChannel(addresses_[0]), kExpertDispatchMethod,
+                                       {.peer = addresses_[0]});
+  ASSERT_TRUE(channel->Post({std::vector<std::byte>(1000, std::byte{0xab})}, loop_.Now() + kLong).ok());
+  std::optional<Frame> frame;
+  const TimePoint deadline = loop_.Now() + kLong;
+  while (!(frame = channel->Poll()) && loop_.Now() < deadline) loop_.PollOnce(deadline);
+  ASSERT_TRUE(frame);
+  const auto view = ParseExpertFrame(frame->bytes);
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ(view->header.kind, ExpertFrameKind::kError);
+  EXPECT_THAT(StatusMessage(DecodeExpertError(*view)), HasSubstr("magic"));
+  EXPECT_EQ(want_, *worker_.Run(*backend, ids_, ids_.size()));
+  EXPECT_THAT(metrics_.Text(), HasSubstr("cachalot_expert_errors_total 1"));
+}
+
+TEST_F(GrpcExperts, DescribeAndHealthAnswer) {
+  StartServices(2);
+  const auto channel = grpc::CreateChannel(addresses_[1], grpc::InsecureChannelCredentials());
+  const auto with_deadline = [](grpc::ClientContext& context) {
+    context.set_wait_for_ready(true);
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  };
+  v1::Description description;
+  {
+    grpc::ClientContext context;
+    with_deadline(context);
+    ASSERT_TRUE(v1::Cluster::NewStub(channel)->Describe(&context, {}, &description).ok());
+  }
+  EXPECT_EQ(description.role(), v1::ROLE_EXPERT);
+  EXPECT_EQ(description.epoch(), services_[1]->epoch());
+  EXPECT_EQ(description.shard(), 1u);
+  EXPECT_EQ(description.shards(), 2u);
+  EXPECT_EQ(static_cast<int>(description.expert_begin()), worker_.experts() / 2);
+  EXPECT_EQ(static_cast<int>(description.expert_end()), worker_.experts());
+  EXPECT_TRUE(CheckCompat(worker_.compat(), description.compat(), "it").ok());
+  for (const char* service : {"", "liveness", "readiness"}) {
+    const auto health = grpc::health::v1::Health::NewStub(channel);
+    grpc::health::v1::HealthCheckRequest request;
+    grpc::health::v1::HealthCheckResponse response;
+    request.set_service(service);
+    const TimePoint deadline = loop_.Now() + kLong;
+    do {  // liveness is set by the first heartbeat
+      grpc::ClientContext context;
+      with_deadline(context);
+      ASSERT_TRUE(health->Check(&context, request, &response).ok());
+    } while (response.status() != grpc::health::v1::HealthCheckResponse::SERVING && loop_.Now() < deadline);
+    EXPECT_EQ(response.status(), grpc::health::v1::HealthCheckResponse::SERVING) << service;
+  }
+}
+
+TEST_F(GrpcExperts, StopAnswersWhatHasArrivedAndTellsTheCallers) {
+  StartServices(1);
+  const auto backend = *Connect();
+  EXPECT_EQ(want_, *worker_.Run(*backend, ids_, ids_.size()));
+  std::thread stop([&] { services_[0]->Stop(kLong); });
+  StatusOr<std::vector<float>> got;
+  const TimePoint deadline = loop_.Now() + kLong;
+  do {
+    got = worker_.Run(*backend, ids_, 1);
+    if (got.ok()) {
+      EXPECT_EQ(want_, *got);
+    }
+  } while (got.ok() && loop_.Now() < deadline);
+  EXPECT_EQ(got.status().code(), StatusCode::kUnavailable) << got.status();
+  stop.join();
+}
+
+TEST_F(GrpcExperts, WrongConfigurationsDoNotStart) {
+  ExpertServiceConfig config = ConfigOf(0, 1);
+  config.mode = "bf16";
+  EXPECT_EQ(ExpertService::Start(config, &metrics_).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(ExpertService::Start(ConfigOf(0, 3), &metrics_).status().code(), StatusCode::kInvalidArgument);
+  config = ConfigOf(0, 1);
+  config.model = "/nonexistent";
+  EXPECT_EQ(ExpertService::Start(config, &metrics_).status().code(), StatusCode::kNotFound);
+  StartServices(1);
+  const auto taken = ExpertService::Start(ConfigOf(0, 1, addresses_[0]), &metrics_);
+  EXPECT_EQ(taken.status().code(), StatusCode::kUnavailable) << taken.status();
+}
+
+}  // namespace
+}  // namespace cachalot
