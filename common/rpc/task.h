@@ -7,11 +7,10 @@
 // Rules for GCC 12:
 //  * No lambda with captures may be a coroutine: the frame outlives the lambda.
 //  * Parameters are values, or references to objects of the loop that outlive the task.
-//  * No co_await of a Task in the condition of if, while, for or switch, nor beside && or ||: in templates
-//  always, and
-//    elsewhere often, the frame is laid out wrongly. Write `const bool ok = co_await Try(x); if (!ok) ...`.
-//    The promise below aborts where it happens. (Reads, writes and waits are no Tasks: `while (co_await
-//    stream.Read(&m))` is fine.)
+//  * A coroutine that awaits in the condition of if, while, for or switch must have a local variable
+//  somewhere: one
+//    without any is laid out wrongly. `const bool ok = co_await Try(x); if (!ok) ...` always works. The
+//    promise below aborts when such a coroutine is called.
 
 #include <coroutine>
 #include <cstddef>

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "common/rpc/block_on.h"
@@ -35,6 +36,23 @@ Task<StatusOr<int>> Unwrap(bool fail) {
   co_return *value;
 }
 
+Task<bool> Less(int a, int b) { co_return a < b; }
+
+// Conditions that await, in the forms that GCC 12 lays out rightly (task.h).
+template <typename T>
+Task<T> CountTo(T end) {
+  T i = 0;
+  while (co_await Less(i, 100) && !co_await Less(end - 1, i)) ++i;
+  const bool done = co_await Less(end, i + 1);
+  if (!done) co_return -1;
+  co_return i;
+}
+
+// The form that it does not: no local variable.
+Task<void> MisplacedFrame() {
+  if (co_await Less(1, 2)) co_return;
+}
+
 class TaskTest : public testing::Test {
  protected:
   TaskTest() { loop_.Start(); }
@@ -53,6 +71,17 @@ TEST_F(TaskTest, CarriesMoveOnlyResultsAndErrors) {
 Task<void> Touch(std::shared_ptr<int> alive) {
   ++*alive;
   co_return;
+}
+
+TEST_F(TaskTest, AwaitsInConditions) {
+  EXPECT_EQ(BlockOn(&loop_, CountTo(5), seconds(5), "count").value(), 5);
+}
+
+TEST(TaskDeathTest, AMisplacedFrameIsCaught) {
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+#if defined(__GNUC__) && __GNUC__ == 12
+  EXPECT_DEATH(std::ignore = MisplacedFrame(), "laid a coroutine out wrongly");
+#endif
 }
 
 TEST_F(TaskTest, AnUnstartedTaskFreesItsParameters) {
