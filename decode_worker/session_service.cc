@@ -60,13 +60,16 @@ rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
 
 rpc::Task<void> SessionService::Read(std::shared_ptr<Session> session) {
   v1::SessionRequest request;
-  Status status;
-  while (status.ok() && co_await session->stream->Read(&request)) {
+  // Not `while (ok && co_await ...)`: GCC 12 awaits the right side whatever the left side says.
+  while (co_await session->stream->Read(&request)) {
     if (session->ended.is_set()) co_return;
     leases_.Renew(session->id);
-    status = Handle(*session, request);
+    const Status status = Handle(*session, request);
+    if (status.ok()) continue;
+    End(*session, status);
+    co_return;
   }
-  End(*session, status);
+  End(*session, OkStatus());
 }
 
 void SessionService::End(Session& session, const Status& status) {

@@ -28,6 +28,21 @@ class TinyEngine {
     return *token;
   }
 
+  /// All of the state's tokens, alone.
+  std::vector<int32_t> Generate(const SequenceState& state) {
+    SequenceKv kv = *pools_.Reserve(state.MaxTokens());
+    std::vector<int32_t> tokens = state.emitted;
+    tokens.push_back(Prefill(state, kv));
+    const auto& eos = model_.config().eos_token_ids;
+    while (FinishAfter(state.params, eos, tokens.back(), static_cast<int64_t>(tokens.size()) - 1) ==
+           FinishReason::kNone) {
+      const Segment segment{&kv, {&tokens.back(), 1}, false};
+      const auto logits = model_.Forward({&segment, 1}, experts_);
+      tokens.push_back(*NextToken(state, sampler_, logits->last(0), static_cast<int64_t>(tokens.size())));
+    }
+    return tokens;
+  }
+
   /// The oracle's request: all of its greedy tokens.
   SequenceState OracleState(const std::string& request_id = "oracle") const {
     SequenceState state;
@@ -55,7 +70,7 @@ class TinyEngine {
   LocalExperts& experts() { return experts_; }
 
  private:
-  const OracleCase oracle_ = *OracleCase::Load(std::string(CACHALOT_SOURCE_DIR) + "/tests/golden/oracle/tiny");
+  const OracleCase oracle_ = *OracleCase::Load(CACHALOT_SOURCE_DIR "/tests/golden/oracle/tiny");
   const std::shared_ptr<const ModelWeights> weights_ =
       *ModelWeights::Load(oracle_.directory, WeightSelection::All());
   const kernels::KernelTable& kernels_ = **kernels::SelectKernels("auto");
