@@ -18,7 +18,8 @@ StatusOr<Status> ParseVerdict(const grpc::ByteBuffer& message) {
   std::vector<std::byte> bytes(cursor.remaining());
   cursor.Read(bytes);
   ASSIGN_OR_RETURN(const KvFrameView frame, ParseKvFrame(bytes));
-  if (frame.header.kind != KvFrameKind::kVerdict) return DataLoss("the decode worker sent a frame that is no verdict");
+  if (frame.header.kind != KvFrameKind::kVerdict)
+    return DataLoss("the decode worker sent a frame that is no verdict");
   return DecodeVerdict(frame.payload);
 }
 
@@ -75,7 +76,8 @@ void KvEncoder::SplitIntoFrames(const KvLayout& layout, const RowRange& range) {
 void KvEncoder::Encode(const SequenceKv& kv) {
   std::vector<PushFrame> frames;
   while (!ranges_.empty() && in_flight_ < window_bytes_) {
-    AddFrame(frames, EncodeRows(kv, ranges_.front(), target_->lease, target_->epoch, target_->attempt), false);
+    AddFrame(frames, EncodeRows(kv, ranges_.front(), target_->lease, target_->epoch, target_->attempt),
+             false);
     KvFrameHeader header;
     std::memcpy(&header, frames.back().bytes->data(), sizeof(header));
     tally_.Add(header);
@@ -95,8 +97,8 @@ void KvEncoder::AddFrame(std::vector<PushFrame>& frames, std::vector<std::byte> 
   frames.push_back({std::make_shared<const std::vector<std::byte>>(std::move(bytes)), commit});
 }
 
-KvPush::KvPush(rpc::Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string address, KvPushOptions options,
-               std::function<void(int64_t)> sent, std::function<void(Status)> settled)
+KvPush::KvPush(rpc::Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string address,
+               KvPushOptions options, std::function<void(int64_t)> sent, std::function<void(Status)> settled)
     : loop_(loop),
       channel_(std::move(channel)),
       address_(std::move(address)),
@@ -155,7 +157,8 @@ rpc::Task<void> KvPush::SendFrames(rpc::RawClientStream* stream) {
     committed_ = frame->commit;  // before the write: the verdict may be seen before the end of the write
     const grpc::ByteBuffer message = rpc::FrameBuilder().Share(*frame->bytes, frame->bytes).Build();
     grpc::WriteOptions options;
-    if (frames_.size() > 0) options.set_buffer_hint();  // the next one follows at once: they may share a packet
+    if (frames_.size() > 0)
+      options.set_buffer_hint();  // the next one follows at once: they may share a packet
     watchdog_.Expect("take a KV frame", options_.write);
     const bool written = co_await stream->Write(message, options);
     watchdog_.Rest();
@@ -164,13 +167,16 @@ rpc::Task<void> KvPush::SendFrames(rpc::RawClientStream* stream) {
   }
 }
 
-// From the start, not only after the commit: a decode worker that does not want the rows may say so at any time.
+// From the start, not only after the commit: a decode worker that does not want the rows may say so at any
+// time.
 rpc::Task<void> KvPush::ReadVerdict(rpc::RawClientStream* stream) {
   grpc::ByteBuffer message;
-  if (co_await stream->Read(&message)) {
+  const bool read = co_await stream->Read(&message);
+  if (read) {
     const StatusOr<Status> verdict = ParseVerdict(message);
     verdict_ = verdict.ok() ? *verdict : verdict.status();
-    if (verdict_->ok() && !committed_) verdict_ = DataLoss("the decode worker accepted KV that is not complete");
+    if (verdict_->ok() && !committed_)
+      verdict_ = DataLoss("the decode worker accepted KV that is not complete");
     Settle(*verdict_);
   }
   frames_.Close();

@@ -6,8 +6,9 @@
 //                     v                              |
 //   control loop   KvPush      frames -> one raw stream -> commit frame -> verdict
 //
-// Frames of chunk k travel while chunk k+1 is computed. Not more than a window of bytes is encoded ahead of what was
-// sent: rows beyond it wait in the KV, which final rows can, and the KV is given back as soon as all is encoded.
+// Frames of chunk k travel while chunk k+1 is computed. Not more than a window of bytes is encoded ahead of
+// what was sent: rows beyond it wait in the KV, which final rows can, and the KV is given back as soon as all
+// is encoded.
 
 #include <cstddef>
 #include <deque>
@@ -106,8 +107,8 @@ class KvPush {
   KvPush(rpc::Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string address, KvPushOptions options,
          std::function<void(int64_t)> sent, std::function<void(Status)> settled);
 
-  /// Opens the stream, sends what Add brings and waits for the verdict. Once; keeps `push` until the stream has ended,
-  /// which may be after `settled`. `scope` cancels it.
+  /// Opens the stream, sends what Add brings and waits for the verdict. Once; keeps `push` until the stream
+  /// has ended, which may be after `settled`. `scope` cancels it.
   static rpc::Task<void> Run(std::shared_ptr<KvPush> push, rpc::CancelScope* scope);
 
   void Add(std::vector<PushFrame> frames);

@@ -5,6 +5,7 @@
 #include "common/base/log.h"
 #include "common/config/schema.h"
 #include "common/metrics/server.h"
+#include "common/moe/connect_experts.h"
 #include "common/process/role_main.h"
 #include "prefill_worker/prefill_server.h"
 
@@ -12,7 +13,8 @@ namespace cachalot {
 namespace {
 
 struct Config {
-  std::string listen = "127.0.0.1:0", metrics_listen, model, kernels = "auto", mode = "exact", log_level = "info";
+  std::string listen = "127.0.0.1:0", metrics_listen, model, kernels = "auto", mode = "exact",
+              log_level = "info";
   std::vector<std::string> experts;
   int threads = 1, max_sequences = 64, max_queue = 256;
   int64_t max_chunk_tokens = 256, kv_tokens = 131072;
@@ -31,7 +33,8 @@ void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("listen", &config->listen, "host:port to listen on; port 0 takes a free one", NotEmpty());
   schema.Add("metrics-listen", &config->metrics_listen, "host:port of /metrics; empty for none");
   schema.Add("model", &config->model, "directory of the checkpoint", NotEmpty());
-  schema.Add("experts", &config->experts, "addresses of the expert services, or local to run them in this process");
+  schema.Add("experts", &config->experts,
+             "addresses of the expert services, or local to run them in this process");
   schema.Add("kernels", &config->kernels, "auto, cpu or ref", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &config->threads, "threads that compute", Range(1, 1024));
   schema.Add("max-chunk-tokens", &config->max_chunk_tokens, "tokens of a step", Range<int64_t>(1, 1 << 20));
@@ -40,26 +43,13 @@ void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("max-queue", &config->max_queue, "jobs that wait or are computed", Range(1, 1 << 20));
   schema.Add("mode", &config->mode, "numeric mode: exact", CheckMode);
   schema.Add("debug-logits", &config->debug_logits, "accept forced tokens and requests for logits");
-  schema.AddMilliseconds("drain-limit-ms", &config->drain_limit, "how long running calls may go on after SIGTERM");
+  schema.AddMilliseconds("drain-limit-ms", &config->drain_limit,
+                         "how long running calls may go on after SIGTERM");
   schema.Add("log-level", &config->log_level, "debug, info, warning or error",
              OneOf({"debug", "info", "warning", "error"}));
   schema.Add("die-with-parent", &config->die_with_parent, "end when the parent process does");
   schema.Require("model");
   schema.Require("experts");
-}
-
-/// The experts and what they need, in the order of their lives.
-struct Experts {
-  rpc::Loop step_loop{{.name = "step"}};
-  std::unique_ptr<ExpertBackend> backend;
-};
-
-Status MakeExperts(const Config& config, const ModelWeights& weights, const kernels::KernelTable& kernels,
-                   ThreadPool& threads, Experts* experts) {
-  if (!HasLocalExperts(config)) return Unimplemented("--experts: only local is there so far");
-  experts->backend =
-      std::make_unique<LocalExperts>(ExpertTable(weights), kernels, threads, weights.config.swiglu_limit);
-  return OkStatus();
 }
 
 PrefillServerOptions ServerOptionsOf(const Config& config) {
@@ -73,20 +63,33 @@ PrefillServerOptions ServerOptionsOf(const Config& config) {
   return options;
 }
 
+PrefillStepLoop::MakeExperts RemoteBackend(const Config& config, const PrefillServer& server,
+                                           const ModelWeights& weights, const RoleProcess& process) {
+  return [&](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
+    ConnectExpertsOptions options;
+    options.give_up = [&process] { return process.stopping(); };
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<ExpertBackend> experts,
+        ConnectExperts(config.experts, loop, server.compat(), weights.config.n_routed_experts, options));
+    return experts;
+  };
+}
+
 Status Serve(RoleProcess& process, const Config& config) {
   ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(config.kernels));
+  const bool local = HasLocalExperts(config);
   ASSIGN_OR_RETURN(
       const auto weights,
-      ModelWeights::Load(config.model, HasLocalExperts(config) ? WeightSelection::All() : WeightSelection::DenseOnly()));
+      ModelWeights::Load(config.model, local ? WeightSelection::All() : WeightSelection::DenseOnly()));
+  PrefillServerOptions options = ServerOptionsOf(config);
+  ASSIGN_OR_RETURN(options.assets, ReadModelAssets(config.model));
   MetricsRegistry registry;
   ASSIGN_OR_RETURN(const auto metrics_server, MetricsServer::Start(config.metrics_listen, registry));
   ThreadPool threads(config.threads);
-  Experts experts;
-  RETURN_IF_ERROR(MakeExperts(config, *weights, *kernels, threads, &experts));
-  PrefillServer server(ServerOptionsOf(config),
-                       {weights, kernels, &threads, &experts.step_loop, experts.backend.get()}, &registry);
-  ASSIGN_OR_RETURN(const int port, server.Start());
-  process.Ready(config.listen.substr(0, config.listen.rfind(':') + 1) + std::to_string(port));
+  PrefillServer server(std::move(options), {weights, kernels, &threads}, &registry);
+  RETURN_IF_ERROR(
+      server.Start(local ? server.LocalBackend() : RemoteBackend(config, server, *weights, process)));
+  process.Ready(config.listen.substr(0, config.listen.rfind(':') + 1) + std::to_string(server.port()));
   process.WaitForStop();
   if (!server.Drain(config.drain_limit))
     LogWarning("calls still run after the drain limit of " + std::to_string(Seconds(config.drain_limit)) +
@@ -104,7 +107,8 @@ Status Main(RoleProcess& process, int argc, char** argv) {
     std::fputs(schema.Help().c_str(), stdout);
     return OkStatus();
   }
-  if (!parsed.positional.empty()) return InvalidArgument("unexpected argument \"" + parsed.positional[0] + "\"");
+  if (!parsed.positional.empty())
+    return InvalidArgument("unexpected argument \"" + parsed.positional[0] + "\"");
   RETURN_IF_ERROR(process.Init(config.log_level));
   if (config.die_with_parent) RETURN_IF_ERROR(process.DieWithParent());
   return Serve(process, config);

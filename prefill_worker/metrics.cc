@@ -3,12 +3,13 @@
 namespace cachalot {
 
 PrefillMetrics::PrefillMetrics(MetricsRegistry& registry)
-    : requests(registry.AddCounter("cachalot_prefill_requests_total", "Prefill calls, refused ones included")),
+    : requests(
+          registry.AddCounter("cachalot_prefill_requests_total", "Prefill calls, refused ones included")),
       failed_requests(registry.AddCounter("cachalot_prefill_failed_requests_total",
                                           "Prefill calls that did not end with OK, cancelled ones included")),
       prompt_tokens(registry.AddCounter("cachalot_prefill_prompt_tokens_total", "Prompt tokens computed")),
-      pushed_bytes(
-          registry.AddCounter("cachalot_prefill_pushed_bytes_total", "Bytes of KV frames sent to decode workers")),
+      pushed_bytes(registry.AddCounter("cachalot_prefill_pushed_bytes_total",
+                                       "Bytes of KV frames sent to decode workers")),
       kv_blocks_used(registry.AddGauge("cachalot_prefill_kv_blocks_used", "KV blocks reserved")),
       queue_length(registry.AddGauge("cachalot_prefill_queue_length", "Jobs that wait or are computed")),
       chunk_tokens(registry.AddHistogram("cachalot_prefill_chunk_tokens", "Tokens of a chunk",

@@ -6,7 +6,10 @@
 namespace cachalot {
 
 PrefillFlow::PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens)
-    : model_(model), experts_(experts), max_chunk_tokens_(max_chunk_tokens), sampler_(model.config().vocab_size) {
+    : model_(model),
+      experts_(experts),
+      max_chunk_tokens_(max_chunk_tokens),
+      sampler_(model.config().vocab_size) {
   CHECK(max_chunk_tokens >= 1);
 }
 
@@ -40,13 +43,13 @@ bool PrefillFlow::Step() {
   for (int64_t count : take) last_chunk_tokens_ += count;
   for (size_t i = 0; i < jobs_.size(); ++i)
     if (take[i] > 0)
-      segments.push_back({&jobs_[i].request.kv,
-                          std::span(jobs_[i].context).subspan(jobs_[i].done, take[i]),
+      segments.push_back({&jobs_[i].request.kv, std::span(jobs_[i].context).subspan(jobs_[i].done, take[i]),
                           jobs_[i].request.state.want_logits});
 
   const auto logits = model_.Forward(segments, experts_);
   if (!logits.ok()) {
-    // The rings of these sequences have moved on: only a new prefill can repair them (DESIGN 7: the router retries).
+    // The rings of these sequences have moved on: only a new prefill can repair them (DESIGN 7: the router
+    // retries).
     for (size_t i = jobs_.size(); i-- > 0;) {
       if (take[i] == 0) continue;
       auto sink = jobs_[i].request.sink;

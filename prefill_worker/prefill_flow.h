@@ -1,5 +1,6 @@
 #pragma once
-// The prefill of many requests as one stream of chunks, over plain structs: no RPC in here. The step thread owns it.
+// The prefill of many requests as one stream of chunks, over plain structs: no RPC in here. The step thread
+// owns it.
 //
 //   Submit -> [ PlanChunk -> Model::Forward -> OnChunk ]* -> NextToken -> OnFirstToken
 //
@@ -19,8 +20,8 @@ class PrefillSink {
  public:
   virtual ~PrefillSink() = default;
 
-  /// Tokens [from, to) are in `kv`: their compressed rows are final. `logits`, one row a token, only when the sequence
-  /// wants them. The last chunk is announced before OnFirstToken.
+  /// Tokens [from, to) are in `kv`: their compressed rows are final. `logits`, one row a token, only when the
+  /// sequence wants them. The last chunk is announced before OnFirstToken.
   virtual void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) = 0;
 
   /// The output token at index emitted.size(), and the finished KV.
@@ -33,8 +34,8 @@ class PrefillSink {
 struct PrefillJob {
   uint64_t id = 0;
   SequenceState state;
-  SequenceKv kv;               // reserved for at least the context, empty
-  int64_t max_chunk = 0;       // 0: no limit but the flow's
+  SequenceKv kv;          // reserved for at least the context, empty
+  int64_t max_chunk = 0;  // 0: no limit but the flow's
   std::shared_ptr<PrefillSink> sink;
 };
 

@@ -10,9 +10,6 @@
 namespace cachalot {
 namespace {
 
-// A prompt of a million tokens is a message of some 4 MiB.
-constexpr int kMaxMessageBytes = 16 << 20;
-
 // For answers on their way when the calls are over.
 constexpr Duration kLastWords = std::chrono::milliseconds(500);
 
@@ -25,14 +22,15 @@ PrefillServer::PrefillServer(PrefillServerOptions options, PrefillEngine engine,
       metrics_(*registry),
       pools_(KvLayout(KvShapeOf(engine_.weights->config)), options_.max_sequences, options_.kv_tokens),
       model_(engine_.weights, *engine_.kernels, *engine_.threads),
-      step_(engine_.step_loop, model_, *engine_.experts, options_.max_chunk_tokens, &metrics_),
-      server_({.listen = options_.listen, .max_message_bytes = kMaxMessageBytes}),
+      step_(model_, options_.max_chunk_tokens, &metrics_),
+      server_({.listen = options_.listen, .max_message_bytes = kAssetsMessageBytes}),
       control_(server_.AddLoop({.name = "control"})) {
   description_.set_role(v1::ROLE_PREFILL);
   description_.set_epoch(RandomId());
   *description_.mutable_compat() = MakeCompat(*engine_.weights, pools_.layout(), *engine_.kernels);
-  service_ = std::make_unique<PrefillService>(&server_, control_, model_.config(), &pools_, &step_, description_,
-                                              &metrics_, options_.service);
+  service_ = std::make_unique<PrefillService>(&server_, control_, model_.config(), &pools_, &step_,
+                                              description_, &metrics_, options_.service);
+  if (options_.assets) assets_ = std::make_unique<AssetsService>(&server_, control_, *options_.assets);
   health_service_ = std::make_unique<rpc::HealthService>(&server_, control_, &health_);
   collector_ = registry_->AddCollector(
       [this] { metrics_.kv_blocks_used.Set(static_cast<double>(pools_.used_blocks())); });
@@ -43,13 +41,22 @@ PrefillServer::~PrefillServer() {
   Shutdown();
 }
 
-StatusOr<int> PrefillServer::Start() {
-  ASSIGN_OR_RETURN(const int port, server_.Start());
+PrefillStepLoop::MakeExperts PrefillServer::LocalBackend() const {
+  return [this](rpc::Loop*) -> StatusOr<std::unique_ptr<ExpertBackend>> {
+    return std::make_unique<LocalExperts>(ExpertTable(*engine_.weights), *engine_.kernels, *engine_.threads,
+                                          engine_.weights->config.swiglu_limit);
+  };
+}
+
+Status PrefillServer::Start(PrefillStepLoop::MakeExperts make_experts) {
+  RETURN_IF_ERROR(server_.Start().status());
   control_->Start();
-  step_.Start();
+  health_.Set("liveness", true);
+  RETURN_IF_ERROR(step_.Start(std::move(make_experts), options_.experts_ready));
   control_->Spawn(WatchStepThread(), "liveness of the step thread");
-  for (const char* service : {"", "liveness", "readiness"}) health_.Set(service, true);
-  return port;
+  service_->Open();
+  for (const char* service : {"", "readiness"}) health_.Set(service, true);
+  return OkStatus();
 }
 
 bool PrefillServer::Drain(Duration limit) {
@@ -72,8 +79,8 @@ rpc::Task<void> PrefillServer::WatchStepThread() {
   while (!control_->stopping()) {
     const bool beats = control_->Now() - step_.last_beat() < options_.hang_limit;
     if (alive && !beats)
-      LogError("the step thread has not shown a sign of life for " + std::to_string(Seconds(options_.hang_limit)) +
-               " s");
+      LogError("the step thread has not shown a sign of life for " +
+               std::to_string(Seconds(options_.hang_limit)) + " s");
     if (!alive && beats) LogInfo("the step thread is alive again");
     alive = beats;
     health_.Set("liveness", alive);

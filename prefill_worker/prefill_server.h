@@ -1,10 +1,13 @@
 #pragma once
-// A whole prefill worker but for its flags: model, KV, step thread, services, health. main.cc and the tests make one.
+// A whole prefill worker but for its flags: model, KV, step thread, services, health. main.cc and the tests
+// make one.
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "common/base/thread_pool.h"
+#include "common/cluster/assets.h"
 #include "common/kv/block_pool.h"
 #include "common/model/forward.h"
 #include "common/rpc/health.h"
@@ -19,17 +22,17 @@ struct PrefillServerOptions {
   int64_t kv_tokens = 131072;
   int max_sequences = 64;
   PrefillServiceOptions service;
+  std::optional<v1::GetModelAssetsResponse> assets;   // served to routers, when given
+  Duration experts_ready = std::chrono::seconds(15);  // how long Start waits for the experts
   /// The step thread counts as hung when it shows no sign of life for so long.
   Duration hang_limit = std::chrono::seconds(10);
 };
 
-/// What it computes with; all of it outlives the server. The step thread drives `step_loop`.
+/// What it computes with; the threads outlive the server.
 struct PrefillEngine {
   std::shared_ptr<const ModelWeights> weights;
   const kernels::KernelTable* kernels = nullptr;
   ThreadPool* threads = nullptr;
-  rpc::Loop* step_loop = nullptr;
-  ExpertBackend* experts = nullptr;
 };
 
 class PrefillServer {
@@ -40,8 +43,11 @@ class PrefillServer {
   PrefillServer(const PrefillServer&) = delete;
   PrefillServer& operator=(const PrefillServer&) = delete;
 
-  /// Serves, ready. Returns the port.
-  StatusOr<int> Start();
+  /// Listens, then starts the step thread and its experts; ready when it returns OK. Once.
+  Status Start(PrefillStepLoop::MakeExperts make_experts);
+  /// The experts that live in this process, for Start. The weights must have all of them.
+  PrefillStepLoop::MakeExperts LocalBackend() const;
+  int port() const { return server_.port(); }
   /// Not ready any more, refuses new calls, waits up to `limit` for those that run. False when some still do.
   bool Drain(Duration limit);
   /// Cancels what runs and ends all threads. Idempotent.
@@ -63,8 +69,9 @@ class PrefillServer {
   v1::Description description_;
   rpc::HealthState health_;
   int collector_ = 0;
-  // These two outlive the server, which they register with.
+  // These outlive the server, which they register with.
   std::unique_ptr<PrefillService> service_;
+  std::unique_ptr<AssetsService> assets_;
   std::unique_ptr<rpc::HealthService> health_service_;
   rpc::Server server_;
   rpc::Loop* control_;

@@ -68,9 +68,9 @@ struct PrefillService::Job {
   TimePoint last_event{};  // to the caller
 };
 
-PrefillService::PrefillService(rpc::Server* server, rpc::Loop* control, const ModelConfig& config, BlockPools* pools,
-                               PrefillStepLoop* step, v1::Description description, PrefillMetrics* metrics,
-                               PrefillServiceOptions options)
+PrefillService::PrefillService(rpc::Server* server, rpc::Loop* control, const ModelConfig& config,
+                               BlockPools* pools, PrefillStepLoop* step, v1::Description description,
+                               PrefillMetrics* metrics, PrefillServiceOptions options)
     : control_(control),
       config_(config),
       pools_(pools),
@@ -98,7 +98,8 @@ rpc::Task<Status> PrefillService::Describe(rpc::ServerCall&, const v1::DescribeR
   co_return OkStatus();
 }
 
-rpc::Task<Status> PrefillService::Prefill(rpc::ServerCall& call, const v1::PrefillRequest& request, Writer& writer) {
+rpc::Task<Status> PrefillService::Prefill(rpc::ServerCall& call, const v1::PrefillRequest& request,
+                                          Writer& writer) {
   metrics_->requests.Add();
   StatusOr<Admitted> admitted = Admit(request);
   if (!admitted.ok()) {
@@ -120,13 +121,16 @@ Status PrefillService::CheckRequest(const v1::PrefillRequest& request) const {
   RETURN_IF_ERROR(CheckCompat(description_.compat(), request.compat(), "the router"));
   if (!options_.debug_logits && (request.state().forced_size() > 0 || request.state().want_logits()))
     return FailedPrecondition("forced tokens and logits need a prefill worker that runs with --debug-logits");
-  if (request.decode_address().empty()) return InvalidArgument("decode_address: wanted host:port, got nothing");
+  if (request.decode_address().empty())
+    return InvalidArgument("decode_address: wanted host:port, got nothing");
   if (request.lease().id() == 0) return InvalidArgument("lease: wanted the decode worker's, got none");
   return OkStatus();
 }
 
 StatusOr<PrefillService::Admitted> PrefillService::Admit(const v1::PrefillRequest& request) {
-  if (draining_.load()) return Unavailable("this prefill worker is draining");
+  const Phase phase = phase_.load();
+  if (phase == Phase::kStarting) return Unavailable("this prefill worker is starting: it has no experts yet");
+  if (phase == Phase::kDraining) return Unavailable("this prefill worker is draining");
   RETURN_IF_ERROR(CheckRequest(request));
   Admitted admitted;
   ASSIGN_OR_RETURN(admitted.state, FromProto(request.state(), config_.vocab_size));
@@ -138,7 +142,8 @@ StatusOr<PrefillService::Admitted> PrefillService::Admit(const v1::PrefillReques
   return admitted;
 }
 
-void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, Admitted admitted, Job* job) {
+void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, Admitted admitted,
+                              Job* job) {
   SequenceState& state = admitted.state;
   const auto emitted = static_cast<int64_t>(state.emitted.size());
   job->id = next_id_++;
@@ -159,7 +164,8 @@ void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& r
   const auto report = [this, id = job->id](JobEvent event) {
     control_->Post([this, id, event = std::move(event)]() mutable { OnStepEvent(id, std::move(event)); });
   };
-  auto encoder = std::make_shared<KvEncoder>(target, job->context_tokens, emitted, report, options_.push.window_bytes);
+  auto encoder =
+      std::make_shared<KvEncoder>(target, job->context_tokens, emitted, report, options_.push.window_bytes);
   step_->Submit({job->id, std::move(state), std::move(admitted.kv), request.max_chunk_tokens(), nullptr},
                 std::move(encoder));
 }
@@ -276,7 +282,8 @@ std::shared_ptr<KvPush> PrefillService::MakePush(uint64_t id, const std::string&
       found->second->events.Push({.kind = JobEvent::Kind::kPushed, .error = std::move(verdict)});
   };
   return std::make_shared<KvPush>(
-      control_, ChannelTo(address), address, options_.push, [this, id](int64_t bytes) { OnSent(id, bytes); }, settled);
+      control_, ChannelTo(address), address, options_.push, [this, id](int64_t bytes) { OnSent(id, bytes); },
+      settled);
 }
 
 void PrefillService::OnSent(uint64_t id, int64_t bytes) {

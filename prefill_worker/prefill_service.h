@@ -45,18 +45,21 @@ class PrefillService {
   PrefillService(const PrefillService&) = delete;
   PrefillService& operator=(const PrefillService&) = delete;
 
-  /// Any thread: from now on new calls are refused with UNAVAILABLE.
-  void Drain() { draining_.store(true); }
+  /// Any thread. Before Open and after Drain new calls are refused with UNAVAILABLE.
+  void Open() { phase_.store(Phase::kOpen); }
+  void Drain() { phase_.store(Phase::kDraining); }
   /// Any thread but the control loop's: waits until no call runs. False at the deadline.
   bool WaitIdle(TimePoint deadline);
 
  private:
   using Writer = rpc::ServerWriter<v1::PrefillEvent>;
   using EventQueue = rpc::AsyncQueue<JobEvent>;
+  enum class Phase { kStarting, kOpen, kDraining };
   struct Admitted;
   struct Job;
 
-  rpc::Task<Status> Describe(rpc::ServerCall& call, const v1::DescribeRequest& request, v1::Description* description);
+  rpc::Task<Status> Describe(rpc::ServerCall& call, const v1::DescribeRequest& request,
+                             v1::Description* description);
   rpc::Task<Status> Prefill(rpc::ServerCall& call, const v1::PrefillRequest& request, Writer& writer);
 
   StatusOr<Admitted> Admit(const v1::PrefillRequest& request);
@@ -84,15 +87,15 @@ class PrefillService {
   const PrefillServiceOptions options_;
   v1::Prefill::AsyncService prefill_;
   v1::Cluster::AsyncService cluster_;
-  std::atomic<bool> draining_{false};
+  std::atomic<Phase> phase_{Phase::kStarting};
   std::mutex mutex_;
   std::condition_variable idle_;
   int open_calls_ = 0;  // under mutex_
 
   // Control loop.
   uint64_t next_id_ = 1;
-  std::map<uint64_t, Job*> jobs_;  // of the calls that run
-  int queued_ = 0;                 // those that wait or are computed
+  std::map<uint64_t, Job*> jobs_;                                   // of the calls that run
+  int queued_ = 0;                                                  // those that wait or are computed
   std::map<std::string, std::shared_ptr<grpc::Channel>> channels_;  // to decode workers
 };
 

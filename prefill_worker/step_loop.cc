@@ -14,25 +14,29 @@ constexpr Duration kIdleBeat = std::chrono::seconds(1);
 
 }  // namespace
 
-PrefillStepLoop::PrefillStepLoop(rpc::Loop* loop, Model& model, ExpertBackend& experts, int64_t max_chunk_tokens,
-                   PrefillMetrics* metrics)
-    : loop_(loop), experts_(experts, this), metrics_(metrics), flow_(model, experts_, max_chunk_tokens) {
+PrefillStepLoop::PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics)
+    : model_(model), max_chunk_tokens_(max_chunk_tokens), metrics_(metrics) {
   Beat();
 }
 
 PrefillStepLoop::~PrefillStepLoop() { Stop(); }
 
-void PrefillStepLoop::Start() {
+Status PrefillStepLoop::Start(MakeExperts make_experts, Duration at_most) {
   CHECK(!thread_.joinable());
-  thread_ = std::thread([this] {
+  auto started = std::make_shared<std::promise<Status>>();
+  std::future<Status> result = started->get_future();
+  thread_ = std::thread([this, started, make_experts = std::move(make_experts)] {
     pthread_setname_np(pthread_self(), "step");
-    Run();
+    Main(make_experts, started.get());
   });
+  if (result.wait_for(at_most) != std::future_status::ready)
+    return DeadlineExceeded("the experts were not ready in " + std::to_string(Seconds(at_most)) + " s");
+  return result.get();
 }
 
 void PrefillStepLoop::Stop() {
   if (!thread_.joinable()) return;
-  loop_->Shutdown(Duration::zero());
+  loop_.Post([this] { stop_ = true; });
   thread_.join();
 }
 
@@ -47,29 +51,37 @@ void PrefillStepLoop::Cancel(uint64_t id) { Send({Mail::Kind::kCancel, id}); }
 void PrefillStepLoop::Release(uint64_t id, int64_t bytes) { Send({Mail::Kind::kRelease, id, bytes}); }
 
 void PrefillStepLoop::Send(Mail mail) {
-  loop_->Post([this, mail = std::move(mail)]() mutable { mail_.push_back(std::move(mail)); });
+  loop_.Post([this, mail = std::move(mail)]() mutable { mail_.push_back(std::move(mail)); });
 }
 
-void PrefillStepLoop::Run() {
-  const auto next_turn = [this] {
-    return loop_->PollOnce(flow_.waiting() > 0 ? TimePoint::min() : loop_->Now() + kIdleBeat);
-  };
-  while (next_turn() != rpc::Loop::Poll::kStopped) {
+void PrefillStepLoop::Main(const MakeExperts& make_experts, std::promise<Status>* started) {
+  auto experts = make_experts(&loop_);
+  if (!experts.ok()) return started->set_value(experts.status());
+  experts_ = std::make_unique<BeatingExperts>(std::move(*experts), this);
+  flow_ = std::make_unique<PrefillFlow>(model_, *experts_, max_chunk_tokens_);
+  started->set_value(OkStatus());
+  RunChunks();
+  // What is left holds KV, whose pools may go with this thread, or streams of the loop.
+  encoders_.clear();
+  mail_.clear();
+  flow_.reset();
+  experts_.reset();
+}
+
+void PrefillStepLoop::RunChunks() {
+  while (!stop_) {
+    loop_.PollOnce(flow_->waiting() > 0 ? TimePoint::min() : loop_.Now() + kIdleBeat);
     Beat();
     HandleMail();
-    if (flow_.waiting() > 0) RunChunk();
+    if (flow_->waiting() > 0 && !stop_) RunChunk();
   }
-  // Whatever is left holds KV, whose pools may not outlive this thread.
-  mail_.clear();
-  for (const auto& [id, encoder] : encoders_) flow_.Cancel(id);
-  encoders_.clear();
 }
 
 void PrefillStepLoop::HandleMail() {
   for (Mail& mail : std::exchange(mail_, {})) {
     if (mail.kind == Mail::Kind::kSubmit) {
       encoders_[mail.id] = std::move(mail.encoder);
-      flow_.Submit(std::move(*mail.job));
+      flow_->Submit(std::move(*mail.job));
       continue;
     }
     const auto found = encoders_.find(mail.id);
@@ -78,18 +90,18 @@ void PrefillStepLoop::HandleMail() {
       found->second->Release(mail.bytes);
       if (!found->second->done()) continue;
     } else {
-      flow_.Cancel(mail.id);
+      flow_->Cancel(mail.id);
     }
     encoders_.erase(found);
   }
 }
 
 void PrefillStepLoop::RunChunk() {
-  const TimePoint start = loop_->Now();
-  flow_.Step();
-  metrics_->chunk_seconds.Observe(Seconds(loop_->Now() - start));
-  metrics_->chunk_tokens.Observe(static_cast<double>(flow_.last_chunk_tokens()));
-  metrics_->prompt_tokens.Add(static_cast<double>(flow_.last_chunk_tokens()));
+  const TimePoint start = loop_.Now();
+  flow_->Step();
+  metrics_->chunk_seconds.Observe(Seconds(loop_.Now() - start));
+  metrics_->chunk_tokens.Observe(static_cast<double>(flow_->last_chunk_tokens()));
+  metrics_->prompt_tokens.Add(static_cast<double>(flow_->last_chunk_tokens()));
   std::erase_if(encoders_, [](const auto& entry) { return entry.second->done(); });
 }
 

@@ -1,9 +1,11 @@
 #pragma once
-// The step thread of the prefill worker: the only one that computes. It owns the flow; others talk to it by posting to
-// its loop, and what they posted takes effect between two chunks.
+// The step thread of the prefill worker: the only one that computes. It owns the flow; others talk to it by
+// posting to its loop, and what they posted takes effect between two chunks.
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <thread>
@@ -19,16 +21,19 @@ namespace cachalot {
 
 class PrefillStepLoop {
  public:
-  /// `loop` is driven by the step thread alone from Start on; the channels of remote experts belong to it. Everything
-  /// must outlive this.
-  PrefillStepLoop(rpc::Loop* loop, Model& model, ExpertBackend& experts, int64_t max_chunk_tokens, PrefillMetrics* metrics);
+  /// Makes the experts on the step thread; their streams may live on `loop`, which that thread drives.
+  using MakeExperts = std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop* loop)>;
+
+  /// What it is given must outlive this.
+  PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics);
   /// Stops.
   ~PrefillStepLoop();
   PrefillStepLoop(const PrefillStepLoop&) = delete;
   PrefillStepLoop& operator=(const PrefillStepLoop&) = delete;
 
-  void Start();
-  /// Drops all jobs and ends the thread after the chunk in progress. Not on the step thread.
+  /// Starts the thread and waits until it has its experts: their error, or DEADLINE_EXCEEDED. Once.
+  Status Start(MakeExperts make_experts, Duration at_most);
+  /// Ends the thread after the chunk in progress and drops all jobs. Nothing may be sent any more.
   void Stop();
 
   // Any thread; nothing happens when the loop has stopped.
@@ -46,15 +51,16 @@ class PrefillStepLoop {
   // Experts that tell of every layer: a chunk of a large model takes longer than a hang may go unnoticed.
   class BeatingExperts final : public ExpertBackend {
    public:
-    BeatingExperts(ExpertBackend& experts, PrefillStepLoop* step) : experts_(experts), step_(step) {}
+    BeatingExperts(std::unique_ptr<ExpertBackend> experts, PrefillStepLoop* step)
+        : experts_(std::move(experts)), step_(step) {}
     Status Begin(const ExpertCall& call) override {
       step_->Beat();
-      return experts_.Begin(call);
+      return experts_->Begin(call);
     }
-    Status Wait() override { return experts_.Wait(); }
+    Status Wait() override { return experts_->Wait(); }
 
    private:
-    ExpertBackend& experts_;
+    std::unique_ptr<ExpertBackend> experts_;
     PrefillStepLoop* step_;
   };
   struct Mail {
@@ -65,7 +71,8 @@ class PrefillStepLoop {
     std::shared_ptr<KvEncoder> encoder;
   };
 
-  void Run();
+  void Main(const MakeExperts& make_experts, std::promise<Status>* started);
+  void RunChunks();
   void Send(Mail mail);
   void HandleMail();
   void RunChunk();
@@ -73,16 +80,20 @@ class PrefillStepLoop {
     last_beat_.store(std::chrono::steady_clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   }
 
-  rpc::Loop* loop_;
-  BeatingExperts experts_;
+  Model& model_;
+  const int64_t max_chunk_tokens_;
   PrefillMetrics* metrics_;
-  std::atomic<int64_t> last_beat_;
+  std::atomic<int64_t> last_beat_{0};
   std::thread thread_;
 
-  // Step thread. Remote experts poll the loop inside a chunk, so what is posted waits in `mail_` for its end.
-  PrefillFlow flow_;
-  std::vector<Mail> mail_;
+  // Step thread.
+  std::unique_ptr<BeatingExperts> experts_;
+  std::unique_ptr<PrefillFlow> flow_;
   std::map<uint64_t, std::shared_ptr<KvEncoder>> encoders_;  // of jobs that may still report
+  // Remote experts poll the loop inside a chunk, so what is posted waits here for its end.
+  std::vector<Mail> mail_;
+  bool stop_ = false;
+  rpc::Loop loop_{{.name = "step"}};
 };
 
 }  // namespace cachalot

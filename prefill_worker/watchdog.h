@@ -1,6 +1,7 @@
 #pragma once
-// A deadline for operations that have none of their own: gRPC's reads and writes end only with their call. The owner
-// says what it waits for; when that takes too long the watchdog barks, which should cancel the call.
+// A deadline for operations that have none of their own: gRPC's reads and writes end only with their call.
+// The owner says what it waits for; when that takes too long the watchdog barks, which should cancel the
+// call.
 
 #include <functional>
 #include <string>
@@ -16,7 +17,8 @@ namespace cachalot {
 /// Loop thread only. Barks at most once.
 class Watchdog {
  public:
-  Watchdog(rpc::Loop* loop, std::function<void()> bark) : loop_(loop), changed_(loop), bark_(std::move(bark)) {}
+  Watchdog(rpc::Loop* loop, std::function<void()> bark)
+      : loop_(loop), changed_(loop), bark_(std::move(bark)) {}
 
   /// From now on the owner waits for `what` (static storage), at most `within`.
   void Expect(const char* what, Duration within) {
@@ -34,18 +36,16 @@ class Watchdog {
 
   bool barked() const { return barked_; }
   /// What did not happen in time: "take a KV frame within 5.000000 s".
-  std::string missed() const {
-    return what_ + (" within " + std::to_string(Seconds(within_)) + " s");
-  }
+  std::string missed() const { return what_ + (" within " + std::to_string(Seconds(within_)) + " s"); }
 
   /// Runs until Stop, a bark or the end of the loop; the watchdog must outlive it.
   rpc::Task<void> Run() {
     while (!stopped_ && !loop_->draining()) {
       changed_.Reset();
       sleeps_until_ = deadline_;
-      if (co_await changed_.WaitUntil(sleeps_until_)) continue;
+      const bool changed = co_await changed_.WaitUntil(sleeps_until_);
       // A deadline that moved on meanwhile costs one wake-up here, not one a move.
-      if (loop_->Now() < deadline_) continue;
+      if (changed || loop_->Now() < deadline_) continue;
       barked_ = true;
       bark_();
       break;

@@ -1,0 +1,47 @@
+#include "prefill_worker/chunk_planner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace cachalot {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+std::vector<int64_t> Plan(std::vector<int64_t> remaining, std::vector<int64_t> limits, int64_t budget) {
+  return PlanChunk(remaining, limits, budget);
+}
+
+TEST(ChunkPlanner, NothingForNobody) { EXPECT_THAT(Plan({}, {}, 8), IsEmpty()); }
+
+TEST(ChunkPlanner, TakesTheOldestFirst) {
+  EXPECT_THAT(Plan({5, 4, 3}, {0, 0, 0}, 100), ElementsAre(5, 4, 3));
+  EXPECT_THAT(Plan({5, 4, 3}, {0, 0, 0}, 7), ElementsAre(5, 2, 0));
+  EXPECT_THAT(Plan({5, 4, 3}, {0, 0, 0}, 5), ElementsAre(5, 0, 0));
+  EXPECT_THAT(Plan({5, 4, 3}, {0, 0, 0}, 1), ElementsAre(1, 0, 0));
+}
+
+TEST(ChunkPlanner, ALimitLeavesRoomForOthers) {
+  EXPECT_THAT(Plan({50, 4, 30}, {2, 0, 1}, 8), ElementsAre(2, 4, 1));
+  EXPECT_THAT(Plan({1, 50}, {7, 7}, 4), ElementsAre(1, 3));
+}
+
+TEST(ChunkPlanner, NeverExceedsBudgetRemainingOrLimitAndWastesNothing) {
+  for (int64_t budget = 1; budget < 40; ++budget) {
+    const std::vector<int64_t> remaining = {7, 1, 12, 3}, limits = {0, 5, 4, 2};
+    const auto take = Plan(remaining, limits, budget);
+    int64_t sum = 0, could = 0;
+    for (size_t i = 0; i < take.size(); ++i) {
+      const int64_t most = limits[i] > 0 ? std::min(remaining[i], limits[i]) : remaining[i];
+      EXPECT_GE(take[i], 0);
+      EXPECT_LE(take[i], most);
+      sum += take[i];
+      could += most;
+    }
+    EXPECT_EQ(sum, std::min(budget, could));
+  }
+}
+
+}  // namespace
+}  // namespace cachalot
