@@ -15,8 +15,8 @@ namespace cachalot {
 namespace {
 
 constexpr Duration kDescribeTimeout = std::chrono::seconds(2);
-constexpr Duration kAskAgain =
-    std::chrono::milliseconds(100);  // while waiting for services that are not up yet
+constexpr Duration kAskAgain = std::chrono::milliseconds(100);  // after an answer that was an error
+constexpr Duration kLookAgain = std::chrono::milliseconds(5);   // a refused connection wakes no loop
 
 /// One expert service. The attempt to describe it may outlive whoever asked.
 struct Peer {
@@ -30,6 +30,10 @@ struct Peer {
     stub = v1::Cluster::NewStub(channel);
   }
 
+  bool Connected() const { return channel->GetState(false) == GRPC_CHANNEL_READY; }
+  /// The last attempt to connect has failed; another follows soon.
+  bool Refused() const { return channel->GetState(false) == GRPC_CHANNEL_TRANSIENT_FAILURE; }
+
   const std::string address;
   std::shared_ptr<grpc::Channel> channel;
   std::shared_ptr<v1::Cluster::Stub> stub;
@@ -38,13 +42,16 @@ struct Peer {
   std::optional<StatusOr<v1::Description>> answer;
 };
 
+/// Waits for the connection: a call that fails at once in a disconnected channel would leave nobody to poll
+/// the socket that reconnects, and under GRPC_POLL_STRATEGY=poll no other thread does.
 rpc::Task<void> AskOnLoop(rpc::Loop* loop, std::shared_ptr<Peer> peer) {
   const std::shared_ptr<v1::Cluster::Stub> stub = peer->stub;
-  auto call = rpc::UnaryCall(loop, stub.get(), &v1::Cluster::Stub::PrepareAsyncDescribe,
-                             v1::DescribeRequest(), {.deadline = loop->Now() + kDescribeTimeout});
+  auto call =
+      rpc::UnaryCall(loop, stub.get(), &v1::Cluster::Stub::PrepareAsyncDescribe, v1::DescribeRequest(),
+                     {.deadline = loop->Now() + kDescribeTimeout, .wait_for_ready = true});
   StatusOr<v1::Description> answer = co_await std::move(call);
   // A connection to a host that vanished looks alive for minutes: the next attempt makes a new one.
-  if (answer.status().code() == StatusCode::kDeadlineExceeded) peer->Reconnect();
+  if (answer.status().code() == StatusCode::kDeadlineExceeded && peer->Connected()) peer->Reconnect();
   peer->answer = std::move(answer);
   peer->asking = false;
 }
@@ -88,8 +95,11 @@ class GrpcChannelFactory final : public ChannelFactory {
     // The result of an attempt that has ended since the last Connect counts; what it found may have gone
     // since, but then the stream says so.
     if (!peer->answer || !peer->answer->ok()) Ask(loop_, peer);
-    while (!peer->answer && loop_->Now() < deadline) loop_->PollOnce(deadline);
-    if (!peer->answer) return Unavailable("no answer to Describe yet");
+    loop_->PollOnce(TimePoint::min());
+    while (!peer->answer && !peer->Refused() && loop_->Now() < deadline)
+      loop_->PollOnce(std::min(deadline, loop_->Now() + kLookAgain));
+    if (!peer->answer)
+      return Unavailable(peer->Refused() ? "no connection; trying again" : "no answer to Describe yet");
     const StatusOr<v1::Description> answer = *std::exchange(peer->answer, std::nullopt);
     if (!answer.ok()) return answer.status();
     ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(*peer, *answer, compat_));
@@ -116,7 +126,9 @@ std::string Missing(const std::vector<std::shared_ptr<Peer>>& peers) {
   for (const auto& peer : peers) {
     if (peer->answer && peer->answer->ok()) continue;
     missing += (missing.empty() ? "" : ", ") + peer->address;
-    if (peer->answer) missing += " (" + StatusMessage(peer->answer->status()) + ")";
+    missing += peer->answer      ? " (" + StatusMessage(peer->answer->status()) + ")"
+               : peer->Refused() ? " (no connection)"
+                                 : " (no answer)";
   }
   return missing;
 }
@@ -172,7 +184,7 @@ StatusOr<std::unique_ptr<RemoteExperts>> ConnectExperts(const std::vector<std::s
   auto factory = std::make_unique<GrpcChannelFactory>(loop, compat, map, peers);
   auto backend = std::make_unique<RemoteExperts>(std::move(map), std::move(factory),
                                                  std::make_shared<LoopProgress>(loop), &clock, options.calls);
-  RETURN_IF_ERROR(backend->ConnectAll(loop->Now() + options.calls.reconnect_wait));
+  RETURN_IF_ERROR(backend->ConnectAll(loop->Now() + kDescribeTimeout));
   LogInfo("connected to " + std::to_string(addresses.size()) + " expert services");
   return backend;
 }

@@ -3,11 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "common/cluster/compat.h"
-#include "common/model/forward.h"
 #include "common/moe/connect_experts.h"
 #include "common/moe/expert_method.h"
 #include "common/rpc/client.h"
@@ -15,58 +15,24 @@
 #include "expert_service/service.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/create_channel.h"
-#include "tests/support/oracle.h"
+#include "tests/expert_service/worker.h"
 
 namespace cachalot {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using testing::Worker;
 
 // As the binaries do; before gRPC starts.
 const int kPollStrategySet = setenv("GRPC_POLL_STRATEGY", "poll", /*overwrite=*/0);
 
 constexpr Duration kLong = std::chrono::seconds(20);
 
-const std::string& Directory() {
-  static const std::string directory = CACHALOT_SOURCE_DIR "/tests/golden/oracle/tiny";
-  return directory;
-}
-
-/// The dense half of a worker: weights, model, KV.
-class Worker {
- public:
-  Worker() : pools_(KvLayout(KvShapeOf(weights_->config)), 2, 4096), model_(weights_, kernels_, threads_) {}
-
-  StatusOr<std::vector<float>> Run(ExpertBackend& experts, std::span<const int32_t> ids, size_t chunk) {
-    SequenceKv kv = *pools_.Reserve(static_cast<int64_t>(ids.size()));
-    std::vector<float> all;
-    for (size_t at = 0; at < ids.size(); at += chunk) {
-      const Segment segment{&kv, ids.subspan(at, std::min(chunk, ids.size() - at)), true};
-      ASSIGN_OR_RETURN(const StepLogits logits, model_.Forward({&segment, 1}, experts));
-      all.insert(all.end(), logits.data, logits.data + logits.first[1] * logits.vocab);
-    }
-    return all;
-  }
-  std::vector<float> RunLocal(std::span<const int32_t> ids) {
-    LocalExperts local(ExpertTable(*weights_), kernels_, threads_, weights_->config.swiglu_limit);
-    return *Run(local, ids, ids.size());
-  }
-  v1::Compat compat() const { return MakeCompat(*weights_, KvLayout(KvShapeOf(weights_->config)), kernels_); }
-  int experts() const { return weights_->config.n_routed_experts; }
-
- private:
-  std::shared_ptr<const ModelWeights> weights_ = *ModelWeights::Load(Directory(), WeightSelection::All());
-  const kernels::KernelTable& kernels_ = **kernels::SelectKernels("auto");
-  ThreadPool threads_{1};
-  BlockPools pools_;
-  Model model_;
-};
-
 ExpertServiceConfig ConfigOf(int shard, int shards, const std::string& listen = "127.0.0.1:0") {
   ExpertServiceConfig config;
   config.listen = listen;
-  config.model = Directory();
+  config.model = testing::TinyDirectory();
   config.shard = std::to_string(shard) + "/" + std::to_string(shards);
   config.threads = 1;
   return config;
@@ -74,7 +40,7 @@ ExpertServiceConfig ConfigOf(int shard, int shards, const std::string& listen = 
 
 class GrpcExperts : public ::testing::Test {
  protected:
-  GrpcExperts() : ids_(testing::OracleCase::Load(Directory())->input_ids), want_(worker_.RunLocal(ids_)) {}
+  GrpcExperts() : ids_(worker_.prompt()), want_(worker_.RunLocal()) {}
 
   void StartServices(int shards) {
     services_.clear();
@@ -278,7 +244,11 @@ TEST_F(GrpcExperts, StopAnswersWhatHasArrivedAndTellsTheCallers) {
   StartServices(1);
   const auto backend = *Connect();
   EXPECT_EQ(want_, *worker_.Run(*backend, ids_, ids_.size()));
-  std::thread stop([&] { services_[0]->Stop(kLong); });
+  std::atomic<bool> stopped{false};
+  std::thread stop([&] {
+    services_[0]->Stop(kLong);
+    stopped = true;
+  });
   StatusOr<std::vector<float>> got;
   const TimePoint deadline = loop_.Now() + kLong;
   do {
@@ -288,6 +258,8 @@ TEST_F(GrpcExperts, StopAnswersWhatHasArrivedAndTellsTheCallers) {
     }
   } while (got.ok() && loop_.Now() < deadline);
   EXPECT_EQ(got.status().code(), StatusCode::kUnavailable) << got.status();
+  // A server says goodbye and waits for the client's answer: workers go on polling, so does this test.
+  while (!stopped && loop_.Now() < deadline) loop_.PollOnce(loop_.Now() + std::chrono::milliseconds(10));
   stop.join();
 }
 
