@@ -1,0 +1,108 @@
+#include "tests/support/process_cluster.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <thread>
+
+#include "cachalot/v1/cluster.grpc.pb.h"
+
+namespace cachalot::testing {
+namespace {
+
+constexpr Duration kStart = std::chrono::seconds(60);
+
+std::string Join(const std::vector<ProcessCluster::Member>& members) {
+  std::string text;
+  for (const auto& member : members) text += (text.empty() ? "" : ",") + member.address;
+  return text;
+}
+
+}  // namespace
+
+StatusOr<ProcessCluster::Member> ProcessCluster::Spawn(std::vector<std::string> argv) {
+  argv[0] = CACHALOT_BINARY_DIR "/" + argv[0];
+  argv.insert(argv.end(), {"--die-with-parent", "--log-level", "warning"});
+  Member member;
+  ASSIGN_OR_RETURN(member.process, ChildProcess::Spawn({.argv = argv}));
+  return member;
+}
+
+Status ProcessCluster::SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv) {
+  for (int i = 0; i < count; ++i) {
+    ASSIGN_OR_RETURN(Member member, Spawn(argv));
+    group.push_back(std::move(member));
+  }
+  return OkStatus();
+}
+
+StatusOr<std::unique_ptr<ProcessCluster>> ProcessCluster::Start(const ClusterOptions& options) {
+  std::unique_ptr<ProcessCluster> cluster(new ProcessCluster);
+  const TimePoint deadline = std::chrono::steady_clock::now() + kStart;
+  const auto ready = [&](std::vector<Member>& group) -> Status {
+    for (Member& member : group) {
+      ASSIGN_OR_RETURN(member.address, member.process->WaitReady(deadline));
+    }
+    return OkStatus();
+  };
+  const std::vector<std::string> common = {"--listen", "127.0.0.1:0", "--model", options.model};
+  const auto with = [&](const char* binary, std::vector<std::string> more) {
+    std::vector<std::string> argv = {binary};
+    argv.insert(argv.end(), common.begin(), common.end());
+    argv.insert(argv.end(), more.begin(), more.end());
+    return argv;
+  };
+  for (int i = 0; i < options.expert_shards; ++i)
+    RETURN_IF_ERROR(cluster->SpawnGroup(
+        cluster->experts_, 1,
+        with("cachalot-expert", {"--shard", std::to_string(i) + "/" + std::to_string(options.expert_shards)})));
+  RETURN_IF_ERROR(ready(cluster->experts_));
+  std::vector<std::string> dense = {"--experts", options.expert_shards ? Join(cluster->experts_) : "local"};
+  if (options.debug_logits) dense.push_back("--debug-logits");
+  std::vector<std::string> prefill = dense, decode = dense;
+  prefill.insert(prefill.end(), options.prefill_flags.begin(), options.prefill_flags.end());
+  decode.insert(decode.end(), options.decode_flags.begin(), options.decode_flags.end());
+  RETURN_IF_ERROR(cluster->SpawnGroup(cluster->prefill_, options.prefill, with("cachalot-prefill", prefill)));
+  RETURN_IF_ERROR(cluster->SpawnGroup(cluster->decode_, options.decode, with("cachalot-decode", decode)));
+  RETURN_IF_ERROR(ready(cluster->prefill_));
+  RETURN_IF_ERROR(ready(cluster->decode_));
+  std::vector<std::string> router = {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill",
+                                     Join(cluster->prefill_), "--decode", Join(cluster->decode_)};
+  if (options.debug_logits) router.push_back("--debug-logits");
+  ASSIGN_OR_RETURN(cluster->router_, cluster->Spawn(router));
+  ASSIGN_OR_RETURN(cluster->router_.address, cluster->router_.process->WaitReady(deadline));
+  return cluster;
+}
+
+StatusOr<v1::Description> ProcessCluster::Describe(const std::string& address) {
+  const auto stub =
+      v1::Cluster::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::Description description;
+  const grpc::Status status = stub->Describe(&context, {}, &description);
+  if (!status.ok()) return MakeStatus(static_cast<StatusCode>(status.error_code()), status.error_message());
+  return description;
+}
+
+Status ProcessCluster::WaitNothingHeld(Duration at_most) {
+  const TimePoint end = std::chrono::steady_clock::now() + at_most;
+  std::string held;
+  do {
+    held.clear();
+    for (auto* group : {&prefill_, &decode_})
+      for (Member& member : *group) {
+        if (!member.process->Running()) continue;
+        ASSIGN_OR_RETURN(const v1::Description description, Describe(member.address));
+        const v1::Load& load = description.load();
+        if (load.used_kv_blocks() || load.leases() || load.running_sequences())
+          held += member.process->name() + " holds " + std::to_string(load.used_kv_blocks()) + " blocks, " +
+                  std::to_string(load.leases()) + " leases, " + std::to_string(load.running_sequences()) +
+                  " sequences. ";
+      }
+    if (held.empty()) return OkStatus();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // between looks at other processes
+  } while (std::chrono::steady_clock::now() < end);
+  return DeadlineExceeded("still held: " + held);
+}
+
+}  // namespace cachalot::testing

@@ -1,0 +1,50 @@
+#pragma once
+// A cluster of real role processes on loopback, each reachable by its number.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cachalot/v1/cluster.pb.h"
+#include "common/base/status.h"
+#include "common/process/child_process.h"
+
+namespace cachalot::testing {
+
+struct ClusterOptions {
+  std::string model;
+  int prefill = 1, decode = 1, expert_shards = 2;  // 0 shards: experts inside the workers
+  bool debug_logits = false;
+  std::vector<std::string> prefill_flags, decode_flags;
+};
+
+class ProcessCluster {
+ public:
+  struct Member {
+    std::unique_ptr<ChildProcess> process;
+    std::string address;
+  };
+
+  static StatusOr<std::unique_ptr<ProcessCluster>> Start(const ClusterOptions& options);
+
+  const std::string& router() const { return router_.address; }
+  Member& router_member() { return router_; }
+  Member& prefill(size_t i) { return prefill_[i]; }
+  Member& decode(size_t i) { return decode_[i]; }
+  Member& expert(size_t i) { return experts_[i]; }
+
+  /// What a worker says about itself.
+  static StatusOr<v1::Description> Describe(const std::string& address);
+
+  /// Until no live prefill or decode worker holds a block, a lease or a job; else says who holds what.
+  Status WaitNothingHeld(Duration at_most);
+
+ private:
+  StatusOr<Member> Spawn(std::vector<std::string> argv);
+  Status SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv);
+
+  std::vector<Member> experts_, prefill_, decode_;
+  Member router_;
+};
+
+}  // namespace cachalot::testing
