@@ -32,6 +32,9 @@ ConfigSchema SchemaOf(Config* config) {
   schema.Add("threads", &service.threads, "threads that compute; 0: one a core", Range(0, 1024));
   schema.Add("batch-wait-us", &service.batch_wait_us,
              "how long a call may wait for calls of other connected callers", Range(0, 1000000));
+  schema.Add("spin-us", &service.spin_us,
+             "how long the step thread polls before it sleeps; only with a core to itself",
+             Range(0, 1000000));
   schema.Add("max-call-rows", &service.max_call_rows, "token rows that one call may bring",
              Range(1, 1 << 20));
   schema.Add("log-level", &config->log_level, "what is logged", OneOf({"debug", "info", "warning", "error"}));

@@ -21,6 +21,7 @@ namespace {
 constexpr Duration kHeartbeatEvery = std::chrono::milliseconds(500);
 // A batch of many rows on few cores takes a while; a step thread that is silent for longer hangs.
 constexpr Duration kHeartbeatLost = std::chrono::seconds(10);
+constexpr Duration kLogEvery = std::chrono::seconds(1);  // refused calls
 
 class Metrics final : public ExpertStepObserver {
  public:
@@ -50,6 +51,10 @@ class Metrics final : public ExpertStepObserver {
   }
   void OnError(const Status& error) override {
     errors_.Add();
+    // A caller that sends nothing else could fill the disk.
+    const TimePoint now = SteadyClock().Now();
+    if (now < quiet_until_) return;
+    quiet_until_ = now + kLogEvery;
     LogWarning("call refused: " + StatusMessage(error));
   }
 
@@ -57,6 +62,7 @@ class Metrics final : public ExpertStepObserver {
   Counter &calls_, &rows_, &batches_, &errors_;
   Gauge& callers_;
   Histogram &batch_calls_, &batch_rows_, &latency_;
+  TimePoint quiet_until_{};
 };
 
 v1::Description DescriptionOf(const ExpertStore& store, const kernels::KernelTable& kernels, uint64_t epoch) {
@@ -99,7 +105,7 @@ struct ExpertService::Impl {
         epoch(RandomId()),
         server(std::make_unique<rpc::Server>(ListenOptions(config))),
         control(server->AddLoop({.name = "control"})),
-        step_loop(server->AddLoop({.name = "step"}, /*listens=*/false)),
+        step_loop(server->AddLoop({.name = "step", .spin_us = config.spin_us}, /*listens=*/false)),
         dispatch(server.get(), control, step_loop, &step, DescriptionOf(*store, kernels, epoch)),
         health_service(server.get(), control, &health) {}
 

@@ -18,6 +18,7 @@ struct ExpertServiceConfig {
   std::string mode = "exact";  // numeric mode; the only one so far
   int threads = 0;             // of the step, itself included; 0: one a core
   int batch_wait_us = 50;
+  int spin_us = 0;  // of the step thread before it sleeps; needs a core to itself
   int max_call_rows = 8192;
 };
 
