@@ -40,8 +40,9 @@ void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("kv-tokens", &config->kv_tokens, "tokens of KV in all", Range<int64_t>(1, int64_t{1} << 40));
   schema.Add("max-sequences", &config->max_sequences, "sequences that hold KV at once", Range(1, 1 << 20));
   schema.Add("max-batch", &config->max_batch, "sequences of a step", Range(1, 1 << 16));
+  // Routers acknowledge every 16 tokens or so: a window below that would stall them.
   schema.Add("window", &config->window, "tokens of a sequence that may be on their way to its reader",
-             Range<int64_t>(1, 1 << 20));
+             Range<int64_t>(32, 1 << 20));
   schema.Add("mode", &config->mode, "numeric mode: exact", CheckMode);
   schema.Add("debug-logits", &config->debug_logits, "accept forced tokens and requests for logits");
   schema.AddMilliseconds("session-grace-ms", &config->leases.session_grace,

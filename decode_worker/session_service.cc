@@ -60,7 +60,7 @@ rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
 
 rpc::Task<void> SessionService::Read(std::shared_ptr<Session> session) {
   v1::SessionRequest request;
-  // Not `while (ok && co_await ...)`: GCC 12 awaits the right side whatever the left side says.
+  // Not `while (ok && co_await ...)`: GCC 12 awaited the right side here whatever the left side said.
   while (co_await session->stream->Read(&request)) {
     if (session->ended.is_set()) co_return;
     leases_.Renew(session->id);
