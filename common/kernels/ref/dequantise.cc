@@ -1,10 +1,21 @@
 #include "common/kernels/ref/dequantise.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/base/check.h"
 
 namespace cachalot::kernels {
+
+namespace {
+
+float Element(DType dtype, const uint8_t* row, int64_t col) {
+  if (dtype == DType::kF8E4M3) return kE4M3ToFloat[row[col]];
+  const uint8_t pair = row[col / 2];
+  return kE2M1ToFloat[col % 2 ? pair >> 4 : pair & 15];
+}
+
+}  // namespace
 
 float ScaleAt(const MatrixView& w, int64_t row, int64_t col) {
   if (!w.scale.data) return 1.f;
@@ -28,13 +39,13 @@ void DequantiseRow(const MatrixView& w, int64_t row, int64_t begin, int64_t coun
       }
       return;
     case DType::kF8E4M3:
-      for (int64_t i = 0; i < count; ++i) out[i] = kE4M3ToFloat[bytes[begin + i]] * ScaleAt(w, row, begin + i);
-      return;
     case DType::kFP4:
-      for (int64_t i = 0; i < count; ++i) {
+      // One scale holds for the rest of its block.
+      for (int64_t i = 0; i < count;) {
         const int64_t col = begin + i;
-        const uint8_t pair = bytes[col / 2];
-        out[i] = kE2M1ToFloat[col % 2 ? pair >> 4 : pair & 15] * ScaleAt(w, row, col);
+        const int64_t end = std::min(count, i + w.scale.block_cols - col % w.scale.block_cols);
+        const float scale = ScaleAt(w, row, col);
+        for (; i < end; ++i) out[i] = Element(w.dtype, bytes, begin + i) * scale;
       }
       return;
     default:
