@@ -32,7 +32,7 @@ DecodeServer::DecodeServer(std::shared_ptr<const ModelWeights> weights, const ke
       pools_(KvLayout(KvShapeOf(weights_->config)), options_.max_sequences, options_.kv_tokens),
       compat_(MakeCompat(*weights_, pools_.layout(), kernels)),
       metrics_(metrics),
-      step_(model_, clock, options_.decode),
+      step_(model_, clock, options_.decode, options_.spin_us),
       leases_(clock, RandomId(), options_.leases),
       intake_(leases_, weights_->config, std::bind_front(&DecodeServer::StartSequence, this)),
       server_(std::make_unique<rpc::Server>(rpc::ServerOptions{options_.listen, kMaxMessageBytes})),
@@ -72,13 +72,14 @@ Status DecodeServer::Start(StepLoop::MakeExperts make_experts) {
 
 StepLoop::MakeExperts DecodeServer::LocalBackend() {
   return [this](rpc::Loop*) -> StatusOr<std::unique_ptr<ExpertBackend>> {
-    return std::make_unique<LocalExperts>(ExpertTable(*weights_), kernels_, threads_, weights_->config.swiglu_limit);
+    return std::make_unique<LocalExperts>(ExpertTable(*weights_), kernels_, threads_,
+                                          weights_->config.swiglu_limit);
   };
 }
 
 void DecodeServer::StartSequence(Lease& lease, int32_t first_token) {
-  LogDebug("[" + lease.request_id + "] KV of " + std::to_string(lease.kv.tokens()) + " tokens complete, attempt " +
-           std::to_string(lease.attempt));
+  LogDebug("[" + lease.request_id + "] KV of " + std::to_string(lease.kv.tokens()) +
+           " tokens complete, attempt " + std::to_string(lease.attempt));
   step_.Join(lease.id, std::move(lease.state), std::move(lease.kv), first_token);
 }
 
@@ -98,7 +99,8 @@ void DecodeServer::UpdateHealth() {
   health_.Set("", alive && ready_);
 }
 
-rpc::Task<Status> DecodeServer::Describe(rpc::ServerCall&, const v1::DescribeRequest&, v1::Description* reply) {
+rpc::Task<Status> DecodeServer::Describe(rpc::ServerCall&, const v1::DescribeRequest&,
+                                         v1::Description* reply) {
   reply->set_role(v1::ROLE_DECODE);
   reply->set_epoch(leases_.epoch());
   *reply->mutable_compat() = compat_;

@@ -23,6 +23,7 @@ namespace cachalot {
 struct DecodeServerOptions {
   std::string listen = "127.0.0.1:0";
   int threads = 1;  // of the step: the step thread counts as one
+  int spin_us = 0;  // of the step thread before it sleeps; needs a core to itself
   int64_t kv_tokens = 262144;
   int max_sequences = 256;
   DecodeOptions decode;
@@ -35,8 +36,8 @@ struct DecodeServerOptions {
 class DecodeServer {
  public:
   /// `clock` judges leases and outages; everything given must outlive this.
-  DecodeServer(std::shared_ptr<const ModelWeights> weights, const kernels::KernelTable& kernels, const Clock& clock,
-               MetricsRegistry& metrics, DecodeServerOptions options);
+  DecodeServer(std::shared_ptr<const ModelWeights> weights, const kernels::KernelTable& kernels,
+               const Clock& clock, MetricsRegistry& metrics, DecodeServerOptions options);
   ~DecodeServer();
 
   /// Listens, then starts the step thread and its experts; ready when it returns OK. Once.
@@ -44,7 +45,8 @@ class DecodeServer {
   /// The experts that live in this process, for Start. The weights must have all of them.
   StepLoop::MakeExperts LocalBackend();
 
-  /// Blocks, for a SIGTERM: no new leases, readiness off; returns when every lease has ended, or after `at_most`.
+  /// Blocks, for a SIGTERM: no new leases, readiness off; returns when every lease has ended, or after
+  /// `at_most`.
   void Drain(Duration at_most);
   /// Ends everything at once. Idempotent.
   void Stop();
@@ -55,7 +57,8 @@ class DecodeServer {
   const BlockPools& pools() const { return pools_; }
 
  private:
-  rpc::Task<Status> Describe(rpc::ServerCall& call, const v1::DescribeRequest& request, v1::Description* reply);
+  rpc::Task<Status> Describe(rpc::ServerCall& call, const v1::DescribeRequest& request,
+                             v1::Description* reply);
   rpc::Task<void> Tick();
   rpc::Task<Status> WaitDrained(TimePoint deadline);
   void StartSequence(Lease& lease, int32_t first_token);

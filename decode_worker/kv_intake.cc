@@ -28,7 +28,8 @@ KvIntake::Result KvIntake::Receive(std::span<const std::byte> bytes) {
   if (status.ok() && header.kind == KvFrameKind::kCommit) {
     result.verdict = Commit(**lease, *frame);
   } else {
-    if (status.ok() && header.kind != KvFrameKind::kRows) status = DataLoss("KV frame: a verdict from the sender");
+    if (status.ok() && header.kind != KvFrameKind::kRows)
+      status = DataLoss("KV frame: a verdict from the sender");
     if (status.ok() && (*lease)->phase == LeasePhase::kRunning)
       status = Aborted("KV rows of attempt " + std::to_string(header.attempt) + " after its commit");
     if (status.ok()) status = (*lease)->receiver.Place(*frame);
@@ -70,11 +71,11 @@ Status KvIntake::CheckCommit(const Lease& lease, const KvCommit& commit) const {
     return DataLoss("KV commit of " + std::to_string(commit.tokens) + " tokens, the sequence has " +
                     std::to_string(context));
   if (commit.first_index != emitted)
-    return DataLoss("KV commit: first token at output index " + std::to_string(commit.first_index) + ", wanted " +
-                    std::to_string(emitted));
+    return DataLoss("KV commit: first token at output index " + std::to_string(commit.first_index) +
+                    ", wanted " + std::to_string(emitted));
   if (commit.first_token < 0 || commit.first_token >= config_.vocab_size)
-    return DataLoss("KV commit: first token " + std::to_string(commit.first_token) + " is not in the vocabulary of " +
-                    std::to_string(config_.vocab_size));
+    return DataLoss("KV commit: first token " + std::to_string(commit.first_token) +
+                    " is not in the vocabulary of " + std::to_string(config_.vocab_size));
   if (FinishAfter(lease.state.params, config_.eos_token_ids, commit.first_token, commit.first_index) !=
       FinishReason::kNone)
     return InvalidArgument("KV commit of a sequence that its first token ends");

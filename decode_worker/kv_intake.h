@@ -1,6 +1,6 @@
 #pragma once
-// Judges the frames of KV hand-offs (DESIGN 3): which lease they are for, whether that still wants them, where their
-// rows go. Pure: bytes in, verdict out; kv_service does the I/O. Control loop's thread.
+// Judges the frames of KV hand-offs (DESIGN 3): which lease they are for, whether that still wants them,
+// where their rows go. Pure: bytes in, verdict out; kv_service does the I/O. Control loop's thread.
 
 #include <functional>
 #include <optional>
@@ -21,8 +21,9 @@ class KvIntake {
   struct Result {
     uint64_t lease = 0, epoch = 0;  // as the frame says, for the answer
     uint32_t attempt = 0;
-    /// Nothing for rows that were placed. Else the answer to the sender: OK for a commit; with an error the attempt is
-    /// lost and nothing more of it is wanted. ABORTED: the lease or the attempt is not valid any more.
+    /// Nothing for rows that were placed. Else the answer to the sender: OK for a commit; with an error the
+    /// attempt is lost and nothing more of it is wanted. ABORTED: the lease or the attempt is not valid any
+    /// more.
     std::optional<Status> verdict;
     bool stale = false;  // dropped: of an older attempt
   };

@@ -1,6 +1,6 @@
 #pragma once
-// KvTransfer.Push: prefill workers push KV frames, each hand-off gets a verdict (protos/cachalot/v1/kv_transfer.proto).
-// The I/O around KvIntake; on the control loop.
+// KvTransfer.Push: prefill workers push KV frames, each hand-off gets a verdict
+// (protos/cachalot/v1/kv_transfer.proto). The I/O around KvIntake; on the control loop.
 
 #include <set>
 
@@ -14,7 +14,8 @@ namespace cachalot {
 class KvService {
  public:
   /// Registers with `server` on `loop`. Everything given must outlive this, and this must outlive the server.
-  KvService(rpc::Server* server, rpc::Loop* loop, KvIntake& intake, LeaseTable& leases, DecodeMetrics& metrics);
+  KvService(rpc::Server* server, rpc::Loop* loop, KvIntake& intake, LeaseTable& leases,
+            DecodeMetrics& metrics);
 
   /// Ends streams that nobody needs and that their prefill worker, which may hang, does not end itself.
   void Tick();

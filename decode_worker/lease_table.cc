@@ -6,8 +6,13 @@
 namespace cachalot {
 
 Lease::Lease(uint64_t id_, uint64_t session_, uint64_t handle_, SequenceState state_, SequenceKv kv_)
-    : id(id_), session(session_), handle(handle_), request_id(state_.request_id), state(std::move(state_)),
-      kv(std::move(kv_)), receiver(&kv, kv.capacity()) {}
+    : id(id_),
+      session(session_),
+      handle(handle_),
+      request_id(state_.request_id),
+      state(std::move(state_)),
+      kv(std::move(kv_)),
+      receiver(&kv, kv.capacity()) {}
 
 LeaseTable::LeaseTable(const Clock& clock, uint64_t epoch, LeaseOptions options)
     : clock_(clock), epoch_(epoch), options_(options) {}

@@ -1,8 +1,10 @@
 #pragma once
-// Who holds KV memory of this process and until when. Pure bookkeeping on the control loop's thread: no RPC in here.
+// Who holds KV memory of this process and until when. Pure bookkeeping on the control loop's thread: no RPC
+// in here.
 //
 // A lease lives from Grant to Release, or until its Session has been gone for the grace:
-//   reserved --first row--> receiving --commit--> running     (a higher attempt goes back to an empty receiving)
+//   reserved --first row--> receiving --commit--> running     (a higher attempt goes back to an empty
+//   receiving)
 // While it runs, the step thread has its state and KV; the lease stays as the name that finds it.
 
 #include <cstdint>
@@ -55,7 +57,8 @@ class LeaseTable {
   /// Null for what is gone or never was.
   Lease* Find(uint64_t id);
   Lease* FindHandle(uint64_t session, uint64_t handle);
-  /// As frames name it: ABORTED for an unknown lease or another epoch, which says that the process was restarted.
+  /// As frames name it: ABORTED for an unknown lease or another epoch, which says that the process was
+  /// restarted.
   StatusOr<Lease*> FindValid(uint64_t id, uint64_t epoch);
   /// Takes the lease out; its KV is freed with it unless it runs. Null when there is none.
   std::unique_ptr<Lease> Release(uint64_t id);

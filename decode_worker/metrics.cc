@@ -10,8 +10,10 @@ DecodeMetrics::DecodeMetrics(MetricsRegistry& registry)
       tokens(registry.AddCounter("cachalot_decode_tokens_total", "Tokens handed to Sessions.")),
       stale_frames(registry.AddCounter("cachalot_decode_stale_frames_total",
                                        "KV frames dropped because a newer attempt has replaced theirs.")),
-      kv_bytes(registry.AddCounter("cachalot_decode_kv_received_bytes_total", "Bytes of KV frames received.")),
-      failed(registry.AddCounter("cachalot_decode_failed_sequences_total", "Running sequences that ended in an error.")),
+      kv_bytes(
+          registry.AddCounter("cachalot_decode_kv_received_bytes_total", "Bytes of KV frames received.")),
+      failed(registry.AddCounter("cachalot_decode_failed_sequences_total",
+                                 "Running sequences that ended in an error.")),
       kv_blocks_used(registry.AddGauge("cachalot_decode_kv_blocks_used", "KV blocks that leases hold.")),
       leases(registry.AddGauge("cachalot_decode_leases", "Leases that live.")),
       sessions(registry.AddGauge("cachalot_decode_sessions", "Open Sessions, one a router.")),

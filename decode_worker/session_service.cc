@@ -17,8 +17,13 @@ std::string Tag(const std::string& request_id) { return "[" + request_id + "] ";
 
 struct SessionService::Session {
   Session(rpc::ServerCall* call_, Stream* stream_, uint64_t id_, size_t queue_limit)
-      : id(id_), name("router at " + call_->peer()), call(call_), stream(stream_),
-        queue(call_->loop(), stream_, queue_limit), ended(call_->loop()), sent(call_->loop()->Now()) {}
+      : id(id_),
+        name("router at " + call_->peer()),
+        call(call_),
+        stream(stream_),
+        queue(call_->loop(), stream_, queue_limit),
+        ended(call_->loop()),
+        sent(call_->loop()->Now()) {}
 
   const uint64_t id;
   const std::string name;
@@ -26,18 +31,25 @@ struct SessionService::Session {
   Stream* stream;
   rpc::WriteQueue<Stream> queue;
   rpc::Event ended;
-  Status end;           // why, once it has ended
-  bool flush = false;   // when ended: send what is queued first
+  Status end;          // why, once it has ended
+  bool flush = false;  // when ended: send what is queued first
   bool greeted = false;
-  TimePoint sent;       // the last message to the router
+  TimePoint sent;  // the last message to the router
 };
 
 SessionService::SessionService(rpc::Server* server, rpc::Loop* loop, LeaseTable& leases, BlockPools& pools,
                                StepLoop& step, const ModelConfig& config, const v1::Compat& compat,
                                DecodeMetrics& metrics, SessionOptions options)
-    : loop_(loop), leases_(leases), pools_(pools), step_(step), config_(config), compat_(compat), metrics_(metrics),
+    : loop_(loop),
+      leases_(leases),
+      pools_(pools),
+      step_(step),
+      config_(config),
+      compat_(compat),
+      metrics_(metrics),
       options_(options) {
-  server->Bidi(loop, &service_, &decltype(service_)::RequestSession, std::bind_front(&SessionService::Serve, this));
+  server->Bidi(loop, &service_, &decltype(service_)::RequestSession,
+               std::bind_front(&SessionService::Serve, this));
 }
 
 SessionService::~SessionService() = default;
@@ -48,7 +60,8 @@ rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
   auto session = std::make_shared<Session>(&call, &stream, leases_.OpenSession(), options_.queue_limit);
   sessions_[session->id] = session;
   call.tasks().Spawn(Read(session), "session reader");
-  if (!co_await session->ended.WaitUntil(TimePoint::max())) End(*session, Unavailable("the decode worker stops"));
+  if (!co_await session->ended.WaitUntil(TimePoint::max()))
+    End(*session, Unavailable("the decode worker stops"));
   leases_.BreakSession(session->id);
   sessions_.erase(session->id);
   LogInfo(session->name + ": Session over" + (session->end.ok() ? "" : ": " + StatusMessage(session->end)));
@@ -91,8 +104,9 @@ void SessionService::Tick() {
   for (uint64_t id : expired.silent) {
     const auto found = sessions_.find(id);
     if (found == sessions_.end()) continue;
-    End(*found->second, DeadlineExceeded("nothing heard from the router for " +
-                                         std::to_string(Seconds(leases_.options().heartbeat_timeout)) + " s"));
+    End(*found->second,
+        DeadlineExceeded("nothing heard from the router for " +
+                         std::to_string(Seconds(leases_.options().heartbeat_timeout)) + " s"));
     found->second->call->TryCancel();  // a router that hangs reads no status either
   }
   std::vector<uint64_t> running;
@@ -221,8 +235,7 @@ void SessionService::Deliver(std::vector<TokenOut> tokens) {
       batch.add_indices(token.index);
       batch.add_tokens(token.token);
       batch.add_finish(ToProto(token.finish));
-      if (options_.debug_logits)
-        batch.add_logits(token.logits.data(), token.logits.size() * sizeof(float));
+      if (options_.debug_logits) batch.add_logits(token.logits.data(), token.logits.size() * sizeof(float));
     } else {
       failed.emplace_back(lease, token.error);
     }

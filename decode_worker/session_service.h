@@ -1,11 +1,13 @@
 #pragma once
-// Decode.Session: one bidi stream a router, everything of one router's requests on it (protos/cachalot/v1/decode.proto).
+// Decode.Session: one bidi stream a router, everything of one router's requests on it
+// (protos/cachalot/v1/decode.proto).
 //
-//   Hello -> HelloReply, then for each request: Open -> Granted | Failed; its KV arrives through kv_service; StepBatch
-//   after StepBatch with its tokens; gone after its finish, a Failed or a Close. Heartbeats both ways.
+//   Hello -> HelloReply, then for each request: Open -> Granted | Failed; its KV arrives through kv_service;
+//   StepBatch after StepBatch with its tokens; gone after its finish, a Failed or a Close. Heartbeats both
+//   ways.
 //
-// A Session that ends or falls silent is broken: its leases live on for the grace, then they are freed. A router that
-// comes back opens a new one. Everything here runs on the control loop.
+// A Session that ends or falls silent is broken: its leases live on for the grace, then they are freed. A
+// router that comes back opens a new one. Everything here runs on the control loop.
 
 #include <map>
 #include <memory>
@@ -23,8 +25,8 @@
 namespace cachalot {
 
 struct SessionOptions {
-  bool debug_logits = false;                                // accept `forced` and `want_logits`
-  Duration heartbeat = std::chrono::milliseconds(500);      // sent when nothing else was, and asked of the router
+  bool debug_logits = false;                            // accept `forced` and `want_logits`
+  Duration heartbeat = std::chrono::milliseconds(500);  // sent when nothing else was, and asked of the router
   size_t queue_limit = 16384;  // messages; a sequence's window holds it long before a reader fills this
 };
 
@@ -32,7 +34,8 @@ class SessionService {
  public:
   /// Registers with `server` on `loop`. Everything given must outlive this, and this must outlive the server.
   SessionService(rpc::Server* server, rpc::Loop* loop, LeaseTable& leases, BlockPools& pools, StepLoop& step,
-                 const ModelConfig& config, const v1::Compat& compat, DecodeMetrics& metrics, SessionOptions options);
+                 const ModelConfig& config, const v1::Compat& compat, DecodeMetrics& metrics,
+                 SessionOptions options);
   ~SessionService();
 
   // The rest on the loop's thread.

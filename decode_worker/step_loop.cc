@@ -17,8 +17,8 @@ constexpr Duration kExpertRetry = milliseconds(20);
 
 }  // namespace
 
-StepLoop::StepLoop(Model& model, const Clock& clock, DecodeOptions options)
-    : model_(model), clock_(clock), options_(options), loop_({.name = "step"}) {
+StepLoop::StepLoop(Model& model, const Clock& clock, DecodeOptions options, int spin_us)
+    : model_(model), clock_(clock), options_(options), loop_({.name = "step", .spin_us = spin_us}) {
   alive_.store(loop_.Now().time_since_epoch().count());
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// The step thread: runs the continuous batch and nothing else. It owns the model's use, the experts and the running
-// sequences; the control loop talks to it by mail, and it answers by handing out each step's tokens.
+// The step thread: runs the continuous batch and nothing else. It owns the model's use, the experts and the
+// running sequences; the control loop talks to it by mail, and it answers by handing out each step's tokens.
 //
 //   [ mail: Join, Acknowledge, Remove -> DecodeFlow::Step -> tokens to `deliver` ]*, asleep when idle
 
@@ -32,8 +32,8 @@ class StepLoop {
   /// The tokens of one step, on the step thread: post them on.
   using Deliver = std::function<void(std::vector<TokenOut> tokens, StepFigures figures)>;
 
-  /// `clock` judges how long experts may be away.
-  StepLoop(Model& model, const Clock& clock, DecodeOptions options);
+  /// `clock` judges how long experts may be away. `spin_us`: how long the thread polls before it sleeps.
+  StepLoop(Model& model, const Clock& clock, DecodeOptions options, int spin_us = 0);
   /// Stops. Sequences that still run are dropped and their KV is freed.
   ~StepLoop();
 

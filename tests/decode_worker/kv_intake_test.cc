@@ -23,7 +23,8 @@ class KvIntakeTest : public testing::Test {
     state.params.max_tokens = 5;
     source_ = *pools_.Reserve(16);
     for (const RowRange& range : HandOffRows(pools_.layout(), kTokens))
-      for (int64_t r = 0; r < range.count; ++r) *source_.Row(range.pool, range.layer, range.first + r) = 1.f + r;
+      for (int64_t r = 0; r < range.count; ++r)
+        *source_.Row(range.pool, range.layer, range.first + r) = 1.f + r;
     source_.SetTokens(kTokens);
     session_ = leases_.OpenSession();
     lease_ = *leases_.Grant(session_, 1, std::move(state), *pools_.Reserve(16));
@@ -85,8 +86,10 @@ TEST_F(KvIntakeTest, ACompleteHandOffStartsOnce) {
 TEST_F(KvIntakeTest, AfterTheCommitNothingElseIsTaken) {
   PushRows(2);
   EXPECT_EQ(CommitVerdict(GoodCommit(), 2), StatusCode::kOk);
-  for (uint32_t attempt : {1, 2, 3}) EXPECT_EQ(Verdict(RowFrames(attempt)[0]), StatusCode::kAborted) << attempt;
-  for (uint32_t attempt : {1, 3}) EXPECT_EQ(CommitVerdict(GoodCommit(), attempt), StatusCode::kAborted) << attempt;
+  for (uint32_t attempt : {1, 2, 3})
+    EXPECT_EQ(Verdict(RowFrames(attempt)[0]), StatusCode::kAborted) << attempt;
+  for (uint32_t attempt : {1, 3})
+    EXPECT_EQ(CommitVerdict(GoodCommit(), attempt), StatusCode::kAborted) << attempt;
   EXPECT_EQ(started_, 1);
 }
 

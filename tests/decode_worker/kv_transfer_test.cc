@@ -39,8 +39,8 @@ TEST_F(KvTransferTest, AStaleAttemptIsDroppedAndCounted) {
   EXPECT_TRUE(old_push->Write(old.rows[0]));
   EXPECT_TRUE(Eventually([&] { return Metric("kv_received_bytes_total") == old.rows[0].size(); }));
   EXPECT_TRUE(fresh_push->Write(fresh.rows[0]));
-  EXPECT_TRUE(
-      Eventually([&] { return Metric("kv_received_bytes_total") == old.rows[0].size() + fresh.rows[0].size(); }));
+  EXPECT_TRUE(Eventually(
+      [&] { return Metric("kv_received_bytes_total") == old.rows[0].size() + fresh.rows[0].size(); }));
   EXPECT_TRUE(old_push->Write(old.rows[1]));
   EXPECT_EQ(old_push->Verdict().code(), StatusCode::kAborted);
   EXPECT_TRUE(old_push->Write(old.rows[2]));

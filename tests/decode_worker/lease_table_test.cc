@@ -26,7 +26,8 @@ class LeaseTableTest : public testing::Test {
   }
 
   FakeClock clock_;
-  BlockPools pools_{KvLayout({{KvLayerKind::kWindow, KvLayerKind::kCsa, KvLayerKind::kHca}, 8, 4, 16}), 8, 4096};
+  BlockPools pools_{KvLayout({{KvLayerKind::kWindow, KvLayerKind::kCsa, KvLayerKind::kHca}, 8, 4, 16}), 8,
+                    4096};
   LeaseTable leases_{clock_, 77, {.session_grace = seconds(3), .heartbeat_timeout = seconds(2)}};
 };
 

@@ -54,7 +54,8 @@ TestRouter::TestRouter(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(kMaxMessage);
-  stub_ = v1::Decode::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  stub_ =
+      v1::Decode::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
   context_.set_deadline(CallDeadline());
   stream_ = stub_->Session(&context_);
 }
@@ -163,7 +164,8 @@ Status TestRouter::Finish() {
 }
 
 TestPush::TestPush(rpc::Loop* loop, const std::shared_ptr<grpc::Channel>& channel) : loop_(loop) {
-  stream_ = std::make_unique<rpc::RawClientStream>(loop, rpc::CallOptions{.deadline = loop->Now() + kPatience});
+  stream_ =
+      std::make_unique<rpc::RawClientStream>(loop, rpc::CallOptions{.deadline = loop->Now() + kPatience});
   EXPECT_TRUE(*rpc::BlockOn(loop_, StartPush(stream_.get(), channel), kPatience, "start of Push"));
 }
 
@@ -172,7 +174,8 @@ TestPush::~TestPush() {
 }
 
 bool TestPush::Write(const std::vector<std::byte>& frame) {
-  return *rpc::BlockOn(loop_, WriteFrame(stream_.get(), rpc::CopyFrame(frame)), kPatience, "write of a KV frame");
+  return *rpc::BlockOn(loop_, WriteFrame(stream_.get(), rpc::CopyFrame(frame)), kPatience,
+                       "write of a KV frame");
 }
 
 Status TestPush::Verdict() { return rpc::BlockOn(loop_, ReadVerdict(stream_.get()), kPatience, "a verdict"); }
@@ -189,15 +192,16 @@ void ServiceTest::TearDown() {
 void ServiceTest::Start(StepLoop::MakeExperts make_experts) {
   options_.kv_tokens = 16384;
   options_.max_sequences = 16;
-  server_ = std::make_unique<DecodeServer>(engine_.weights(), **kernels::SelectKernels("auto"), clock_, registry_,
-                                           options_);
+  server_ = std::make_unique<DecodeServer>(engine_.weights(), **kernels::SelectKernels("auto"), clock_,
+                                           registry_, options_);
   const Status started = server_->Start(make_experts ? std::move(make_experts) : server_->LocalBackend());
   ASSERT_TRUE(started.ok()) << started;
   address_ = "127.0.0.1:" + std::to_string(server_->port());
   channel_ = rpc::CreateChannel(address_, {.max_message_bytes = kMaxMessage});
 }
 
-ServiceTest::HandOff ServiceTest::Prefill(const SequenceState& state, const v1::Lease& lease, uint32_t attempt) {
+ServiceTest::HandOff ServiceTest::Prefill(const SequenceState& state, const v1::Lease& lease,
+                                          uint32_t attempt) {
   HandOff hand_off;
   SequenceKv kv = *engine_.pools().Reserve(state.MaxTokens());
   hand_off.first_token = engine_.Prefill(state, kv);

@@ -56,8 +56,8 @@ class TestRouter {
   v1::Lease Lease(uint64_t handle, const SequenceState& state);
   /// Open and its refusal.
   Status Refusal(uint64_t handle, const SequenceState& state);
-  /// Reads StepBatches until `count` tokens of `handle` are in tokens; acknowledges if told to. False when the stream
-  /// or the request ends before.
+  /// Reads StepBatches until `count` tokens of `handle` are in tokens; acknowledges if told to. False when
+  /// the stream or the request ends before.
   bool ReadTokens(uint64_t handle, size_t count, bool acknowledge = true);
 
   /// Gives up, as a dying router does.
@@ -116,7 +116,9 @@ class ServiceTest : public ::testing::Test {
   /// Opens, prefills and pushes; tokens[handle] begins with the first one.
   void Run(TestRouter& router, uint64_t handle, const SequenceState& state);
 
-  double Metric(const std::string& name) { return registry_.AddCounter("cachalot_decode_" + name, "").Value(); }
+  double Metric(const std::string& name) {
+    return registry_.AddCounter("cachalot_decode_" + name, "").Value();
+  }
   std::unique_ptr<TestRouter> NewRouter() { return std::make_unique<TestRouter>(address_); }
   /// A router that has said Hello.
   std::unique_ptr<TestRouter> GreetedRouter();

@@ -12,8 +12,8 @@ namespace cachalot {
 namespace {
 
 using std::chrono::seconds;
-using ::testing::HasSubstr;
 using testing::Eventually;
+using ::testing::HasSubstr;
 
 class SessionTest : public testing::ServiceTest {};
 
@@ -99,7 +99,7 @@ TEST_F(SessionTest, CloseFreesInEveryPhase) {
   EXPECT_TRUE(router->Close(4));
   EXPECT_TRUE(AllFree());
 
-  EXPECT_TRUE(router->Close(4));   // again, and what never was: ignored
+  EXPECT_TRUE(router->Close(4));  // again, and what never was: ignored
   EXPECT_TRUE(router->Close(99));
   Run(*router, 5, state);
   EXPECT_TRUE(router->ReadTokens(5, 3));
@@ -213,7 +213,8 @@ TEST_F(SessionTest, ARefusedRequestLeavesTheSessionAlone) {
   EXPECT_EQ(router->Refusal(1, state).code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(server_->pools().used_blocks(), 0);
   uint64_t handle = 10;
-  for (state = engine_.OracleState(); server_->pools().free_tokens() > 0; ++handle) router->Lease(handle, state);
+  for (state = engine_.OracleState(); server_->pools().free_tokens() > 0; ++handle)
+    router->Lease(handle, state);
   EXPECT_EQ(router->Refusal(1, state).code(), StatusCode::kResourceExhausted);
   EXPECT_TRUE(router->Close(10));
   Run(*router, 1, state);

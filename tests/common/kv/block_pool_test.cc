@@ -8,7 +8,9 @@
 namespace cachalot {
 namespace {
 
-KvLayout Layout() { return KvLayout({{KvLayerKind::kWindow, KvLayerKind::kCsa, KvLayerKind::kHca}, 8, 4, 16}); }
+KvLayout Layout() {
+  return KvLayout({{KvLayerKind::kWindow, KvLayerKind::kCsa, KvLayerKind::kHca}, 8, 4, 16});
+}
 
 TEST(BlockPools, ReserveCountsAndReleaseGivesBack) {
   BlockPools pools(Layout(), 4, 1024);

@@ -1,7 +1,7 @@
-#include "common/kv/pool_spec.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "common/kv/pool_spec.h"
 
 namespace cachalot {
 namespace {
@@ -35,7 +35,9 @@ TEST_F(LayoutTest, PoolsHaveTheLayersThatNeedThem) {
 }
 
 TEST_F(LayoutTest, BlocksFollowTheTokens) {
-  const auto at = [&](PoolTag tag, int64_t tokens) { return layout_.BlocksFor(tokens)[static_cast<int>(tag)]; };
+  const auto at = [&](PoolTag tag, int64_t tokens) {
+    return layout_.BlocksFor(tokens)[static_cast<int>(tag)];
+  };
   EXPECT_EQ(at(PoolTag::kCsaKv, 3), 0);
   EXPECT_EQ(at(PoolTag::kCsaKv, 4), 1);
   EXPECT_EQ(at(PoolTag::kCsaKv, 131), 1);
@@ -62,8 +64,8 @@ TEST_F(LayoutTest, AppendedRowsOfPiecesAddUp) {
 }
 
 TEST_F(LayoutTest, StateRowsAreWhatAContinuationReads) {
-  // A window of 16 tokens includes the new one: 15 old rows. Compressor state from the last whole window of ratio 4,
-  // since the next overlaps it; of ratio 128 only the tokens of the open window.
+  // A window of 16 tokens includes the new one: 15 old rows. Compressor state from the last whole window of
+  // ratio 4, since the next overlaps it; of ratio 128 only the tokens of the open window.
   const auto rows = [&](PoolTag tag, int64_t n) {
     const auto ranges = Of(tag, layout_.StateRows(n));
     return ranges.empty() ? std::pair<int64_t, int64_t>{0, 0} : std::pair{ranges[0].first, ranges[0].count};
@@ -90,15 +92,16 @@ TEST_F(LayoutTest, ContainsChecksEveryField) {
                       {PoolTag::kCsaKv, 1, 11, 15},         {PoolTag::kCsaKv, 1, INT64_MAX, 1},
                       {PoolTag::kCsaKv, 1, 1, INT64_MAX},   {PoolTag::kSwaKv, 0, 0, 17}};
   for (const RowRange& range : bad)
-    EXPECT_FALSE(layout_.Contains(range, 100)) << static_cast<int>(range.pool) << " " << range.layer << " "
-                                               << range.first << " " << range.count;
+    EXPECT_FALSE(layout_.Contains(range, 100))
+        << static_cast<int>(range.pool) << " " << range.layer << " " << range.first << " " << range.count;
   EXPECT_TRUE(layout_.Contains({PoolTag::kSwaKv, 0, 84, 16}, 100));  // rings count positions
 }
 
 TEST_F(LayoutTest, DescribeNamesWidthsAndRings) {
-  EXPECT_EQ(layout_.Describe(),
-            "swa_kv:f32x8x4,ring 16;csa_kv:f32x8x2;indexer_kv:f32x4x2;hca_kv:f32x8x1;csa_state:f32x32x2,ring 8;"
-            "indexer_state:f32x16x2,ring 8;hca_state:f32x16x1,ring 128;");
+  EXPECT_EQ(
+      layout_.Describe(),
+      "swa_kv:f32x8x4,ring 16;csa_kv:f32x8x2;indexer_kv:f32x4x2;hca_kv:f32x8x1;csa_state:f32x32x2,ring 8;"
+      "indexer_state:f32x16x2,ring 8;hca_state:f32x16x1,ring 128;");
 }
 
 }  // namespace

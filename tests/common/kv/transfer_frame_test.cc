@@ -54,12 +54,14 @@ class TransferTest : public testing::Test {
   void ExpectSameRows() const {
     for (const RowRange& range : HandOffRows(layout(), kTokens))
       for (int64_t r = range.first; r < range.first + range.count; ++r)
-        EXPECT_EQ(0, std::memcmp(source_.Row(range.pool, range.layer, r), target_.Row(range.pool, range.layer, r),
-                                 layout().pool(range.pool).row_floats * sizeof(float)));
+        EXPECT_EQ(
+            0, std::memcmp(source_.Row(range.pool, range.layer, r), target_.Row(range.pool, range.layer, r),
+                           layout().pool(range.pool).row_floats * sizeof(float)));
   }
 
-  BlockPools pools_{KvLayout({{KvLayerKind::kWindow, KvLayerKind::kCsa, KvLayerKind::kHca, KvLayerKind::kCsa}, 8, 4, 16}),
-                    4, 4096};
+  BlockPools pools_{
+      KvLayout({{KvLayerKind::kWindow, KvLayerKind::kCsa, KvLayerKind::kHca, KvLayerKind::kCsa}, 8, 4, 16}),
+      4, 4096};
   SequenceKv source_ = *pools_.Reserve(kMaxTokens), target_ = *pools_.Reserve(kMaxTokens);
   KvReceiver receiver_{&target_, kMaxTokens};
 };
@@ -87,8 +89,9 @@ TEST_F(TransferTest, PoolsMayComeInAnyOrderAndInterleaved) {
 }
 
 TEST_F(TransferTest, EveryCorruptByteOfAFrameIsRefused) {
-  for (const Frame& good : {Rows({PoolTag::kCsaKv, 1, 3, 5}), EncodeCommit(CommitOf(AllRows()), kLease, kEpoch, 1),
-                            EncodeVerdict(Aborted("no"), kLease, kEpoch, 1)}) {
+  for (const Frame& good :
+       {Rows({PoolTag::kCsaKv, 1, 3, 5}), EncodeCommit(CommitOf(AllRows()), kLease, kEpoch, 1),
+        EncodeVerdict(Aborted("no"), kLease, kEpoch, 1)}) {
     ASSERT_TRUE(ParseKvFrame(good).ok());
     for (size_t i = 0; i < good.size(); ++i)
       for (const std::byte bit : {std::byte{1}, std::byte{128}}) {
@@ -125,9 +128,10 @@ TEST_F(TransferTest, RowsMustLieInTheLeaseAndHaveItsWidth) {
   };
   const auto kRefused = StatusCode::kDataLoss;
   EXPECT_EQ(place([](auto& view) { view.header.pool = static_cast<PoolTag>(7); }), kRefused);
-  EXPECT_EQ(place([](auto& view) { view.header.pool = PoolTag::kIndexerKv; }), kRefused);  // rows of another width
-  EXPECT_EQ(place([](auto& view) { view.header.layer = 2; }), kRefused);                   // not in this pool
-  EXPECT_EQ(place([](auto& view) { view.header.layer = 4; }), kRefused);                   // not in the model
+  EXPECT_EQ(place([](auto& view) { view.header.pool = PoolTag::kIndexerKv; }),
+            kRefused);                                                    // rows of another width
+  EXPECT_EQ(place([](auto& view) { view.header.layer = 2; }), kRefused);  // not in this pool
+  EXPECT_EQ(place([](auto& view) { view.header.layer = 4; }), kRefused);  // not in the model
   EXPECT_EQ(place([](auto& view) { view.header.first_row = -1; }), kRefused);
   EXPECT_EQ(place([](auto& view) { view.header.first_row = kMaxTokens / 4 - 4; }), kRefused);
   EXPECT_EQ(place([](auto& view) { view.header.rows = 0; }), kRefused);
@@ -184,7 +188,9 @@ TEST_F(TransferTest, EveryFieldOfACommitIsChecked) {
       [](KvCommit& c) { c.tally.entries[1].layer = 3; },
       [](KvCommit& c) { c.tally.entries[1].pool = PoolTag::kHcaState; },
       [](KvCommit& c) { c.tally.entries.pop_back(); },
-      [](KvCommit& c) { c.tally.entries.push_back({PoolTag::kHcaState, 2, 1}); },
+      [](KvCommit& c) {
+        c.tally.entries.push_back({PoolTag::kHcaState, 2, 1});
+      },
   };
   PlaceAll(frames);
   for (size_t i = 0; i < changes.size(); ++i) {
@@ -229,7 +235,8 @@ TEST_F(TransferTest, CommitsAndVerdictsGoThereAndBack) {
   EXPECT_EQ(back->first_token, commit.first_token);
   EXPECT_EQ(back->first_index, 17);
   EXPECT_EQ(back->tally, commit.tally);
-  EXPECT_EQ(DecodeCommit(view->payload.first(view->payload.size() - 1)).status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(DecodeCommit(view->payload.first(view->payload.size() - 1)).status().code(),
+            StatusCode::kDataLoss);
   EXPECT_EQ(DecodeCommit({}).status().code(), StatusCode::kDataLoss);
 
   for (const Status& verdict : {OkStatus(), Aborted("attempt 1 was replaced"), DataLoss("")}) {
