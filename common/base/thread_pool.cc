@@ -20,7 +20,7 @@ ThreadPool::~ThreadPool() {
   for (auto& worker : workers_) worker.join();
 }
 
-void ThreadPool::ParallelFor(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+void ThreadPool::ParallelFor(int64_t count, int64_t grain, FunctionRef<void(int64_t, int64_t)> body) {
   const int64_t pieces = std::min<int64_t>(threads(), (count + grain - 1) / std::max<int64_t>(grain, 1));
   if (pieces <= 1) {
     if (count > 0) body(0, count);

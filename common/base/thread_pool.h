@@ -3,10 +3,11 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "common/base/function_ref.h"
 
 namespace cachalot {
 
@@ -22,7 +23,7 @@ class ThreadPool {
 
   /// Calls body(begin, end) on disjoint ranges that cover [0, count), at least `grain` wide but for the last;
   /// returns when all are done. Not reentrant; one caller at a time.
-  void ParallelFor(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+  void ParallelFor(int64_t count, int64_t grain, FunctionRef<void(int64_t, int64_t)> body);
 
  private:
   void Work(int index);
@@ -30,7 +31,7 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable start_, done_;
-  const std::function<void(int64_t, int64_t)>* body_ = nullptr;
+  const FunctionRef<void(int64_t, int64_t)>* body_ = nullptr;
   int64_t count_ = 0, chunk_ = 0;
   uint64_t round_ = 0;
   int running_ = 0;

@@ -23,6 +23,8 @@ void IndexerQueries(Step& step, const IndexerWeights& w, const float* u, const f
 void SelectEntries(const Step& step, int layer, int64_t t, int64_t visible, IndexerScratch& scratch,
                    std::vector<int32_t>& selected) {
   const ModelConfig& c = step.config;
+  // The list shrinks to index_topk below, so resize alone would grow it a little every time.
+  if (static_cast<int64_t>(selected.capacity()) < visible) selected.reserve(2 * visible);
   selected.resize(visible);
   std::iota(selected.begin(), selected.end(), 0);
   if (visible <= c.index_topk) return;
