@@ -29,7 +29,7 @@ DecodeServer::DecodeServer(std::shared_ptr<const ModelWeights> weights, const ke
       kernels_(kernels),
       threads_(options_.threads),
       model_(weights_, kernels, threads_),
-      pools_(KvLayout(KvShapeOf(weights_->config)), options_.max_sequences, options_.kv_tokens),
+      pools_(KvLayout(KvShapeOf(weights_->config, kernels_.mode)), options_.max_sequences, options_.kv_tokens),
       compat_(MakeCompat(*weights_, pools_.layout(), kernels)),
       metrics_(metrics),
       step_(model_, clock, options_.decode, options_.spin_us),

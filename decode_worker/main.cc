@@ -26,11 +26,6 @@ struct Config {
 
 bool HasLocalExperts(const Config& config) { return config.experts == std::vector<std::string>{"local"}; }
 
-Status CheckMode(const std::string& mode) {
-  if (mode == "exact") return OkStatus();
-  return InvalidArgument("only \"exact\" is there so far, got \"" + mode + "\"");
-}
-
 void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("listen", &config->listen, "host:port to listen on; port 0 takes a free one", NotEmpty());
   schema.Add("metrics-listen", &config->metrics_listen, "host:port of /metrics; empty for none");
@@ -48,7 +43,7 @@ void Describe(ConfigSchema& schema, Config* config) {
   // Routers acknowledge every 16 tokens or so: a window below that would stall them.
   schema.Add("window", &config->window, "tokens of a sequence that may be on their way to its reader",
              Range<int64_t>(32, 1 << 20));
-  schema.Add("mode", &config->mode, "numeric mode: exact", CheckMode);
+  schema.Add("mode", &config->mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("debug-logits", &config->debug_logits, "accept forced tokens and requests for logits");
   schema.AddMilliseconds("session-grace-ms", &config->leases.session_grace,
                          "how long leases outlive the Session of their router");
@@ -91,7 +86,7 @@ StepLoop::MakeExperts RemoteBackend(const Config& config, const DecodeServer& se
 }
 
 Status Serve(RoleProcess& process, const Config& config) {
-  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(config.kernels));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(config.kernels, config.mode));
   const bool local = HasLocalExperts(config);
   ASSIGN_OR_RETURN(
       const auto weights,

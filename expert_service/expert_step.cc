@@ -95,7 +95,8 @@ bool ExpertStep::RunBatch() {
   int64_t rows = 0;
   for (const Call& call : batch) rows += call.header.rows;
   observer_->OnBatch(static_cast<int64_t>(batch.size()), rows);
-  batch.size() == 1 ? RunAlone(batch[0]) : RunTogether(batch, rows);
+  const bool in_place = batch.size() == 1 && limits_.wire_type == ExpertWireType::kF32;
+  in_place ? RunAlone(batch[0]) : RunTogether(batch, rows);
   return true;
 }
 
@@ -129,7 +130,7 @@ void ExpertStep::RunTogether(std::vector<Call>& calls, int64_t rows) {
   for (Call& call : calls) {
     std::vector<std::byte> reply = MakeExpertReply(call.header);
     const int64_t count = call.header.slots * limits_.hidden;
-    std::memcpy(ReplyPartials(reply), from, count * sizeof(float));
+    SetReplyPartials(reply, from);
     from += count;
     Reply(call, std::move(reply));
   }

@@ -28,7 +28,7 @@ ConfigSchema SchemaOf(Config* config) {
   schema.Add("model", &service.model, "the checkpoint's directory", NotEmpty());
   schema.Add("shard", &service.shard, "i/N: the i-th of N equal shards; N is 1, 2, 4 or 8");
   schema.Add("kernels", &service.kernels, "back end of the arithmetic", OneOf({"auto", "cpu", "ref"}));
-  schema.Add("mode", &service.mode, "numeric mode; only exact is accepted so far", OneOf({"exact"}));
+  schema.Add("mode", &service.mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("threads", &service.threads, "threads that compute; 0: one a core", Range(0, 1024));
   schema.Add("batch-wait-us", &service.batch_wait_us,
              "how long a call may wait for calls of other connected callers", Range(0, 1000000));

@@ -69,7 +69,7 @@ v1::Description DescriptionOf(const ExpertStore& store, const kernels::KernelTab
   v1::Description description;
   description.set_role(v1::ROLE_EXPERT);
   description.set_epoch(epoch);
-  *description.mutable_compat() = MakeCompat(store.weights(), KvLayout(KvShapeOf(store.config())), kernels);
+  *description.mutable_compat() = MakeCompat(store.weights(), KvLayout(KvShapeOf(store.config(), kernels.mode)), kernels);
   description.set_shard(store.spec().shard);
   description.set_shards(store.spec().shards);
   description.set_expert_begin(store.expert_begin());
@@ -87,6 +87,13 @@ int ThreadCount(int wanted) {
   return wanted > 0 ? wanted : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+ExpertCallLimits LimitsOf(const ExpertStore& store, const kernels::KernelTable& kernels,
+                          const ExpertServiceConfig& config) {
+  ExpertCallLimits limits = store.Limits(config.max_call_rows);
+  if (kernels.mode == kernels::NumericMode::kBf16) limits.wire_type = ExpertWireType::kBf16;
+  return limits;
+}
+
 rpc::ServerOptions ListenOptions(const ExpertServiceConfig& config) {
   return {.listen = config.listen, .max_message_bytes = kMaxGrpcFrameBytes};
 }
@@ -99,7 +106,7 @@ struct ExpertService::Impl {
       : store(std::move(loaded)),
         threads(ThreadCount(config.threads)),
         metrics(registry),
-        step([this](int layer) { return store->layer(layer); }, store->Limits(config.max_call_rows),
+        step([this](int layer) { return store->layer(layer); }, LimitsOf(*store, kernels, config),
              ExpertFfn(kernels, threads, store->config().swiglu_limit), StepOptions(config), &clock,
              &metrics),
         epoch(RandomId()),
@@ -137,10 +144,8 @@ struct ExpertService::Impl {
 
 StatusOr<std::unique_ptr<ExpertService>> ExpertService::Start(const ExpertServiceConfig& config,
                                                               MetricsRegistry* metrics) {
-  if (config.mode != "exact")
-    return InvalidArgument("mode \"" + config.mode + "\": expert services compute in mode exact only so far");
   ASSIGN_OR_RETURN(const ShardSpec spec, ShardSpec::Parse(config.shard));
-  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(config.kernels));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(config.kernels, config.mode));
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertStore> store, ExpertStore::Load(config.model, spec));
   auto impl = std::make_unique<Impl>(config, std::move(store), *kernels, *metrics);
   ASSIGN_OR_RETURN(const int port, impl->server->Start());

@@ -15,7 +15,7 @@ struct ExpertServiceConfig {
   std::string model;          // a checkpoint's directory
   std::string shard = "0/1";  // i/N
   std::string kernels = "auto";
-  std::string mode = "exact";  // numeric mode; the only one so far
+  std::string mode = "exact";  // numeric mode, exact or bf16
   int threads = 0;             // of the step, itself included; 0: one a core
   int batch_wait_us = 50;
   int spin_us = 0;  // of the step thread before it sleeps; needs a core to itself

@@ -65,7 +65,7 @@ void KvEncoder::Release(int64_t bytes) {
 }
 
 void KvEncoder::SplitIntoFrames(const KvLayout& layout, const RowRange& range) {
-  const int64_t row_bytes = layout.pool(range.pool).row_floats * static_cast<int64_t>(sizeof(float));
+  const int64_t row_bytes = layout.pool(range.pool).row_bytes();
   const int64_t most =
       std::max<int64_t>(1, (kMaxFrameBytes - static_cast<int64_t>(sizeof(KvFrameHeader))) / row_bytes);
   for (int64_t at = 0; at < range.count; at += most)

@@ -24,11 +24,6 @@ struct Config {
 
 bool HasLocalExperts(const Config& config) { return config.experts == std::vector<std::string>{"local"}; }
 
-Status CheckMode(const std::string& mode) {
-  if (mode == "exact") return OkStatus();
-  return InvalidArgument("only \"exact\" is there so far, got \"" + mode + "\"");
-}
-
 void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("listen", &config->listen, "host:port to listen on; port 0 takes a free one", NotEmpty());
   schema.Add("metrics-listen", &config->metrics_listen, "host:port of /metrics; empty for none");
@@ -41,7 +36,7 @@ void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("kv-tokens", &config->kv_tokens, "tokens of KV in all", Range<int64_t>(1, int64_t{1} << 40));
   schema.Add("max-sequences", &config->max_sequences, "sequences that hold KV at once", Range(1, 1 << 20));
   schema.Add("max-queue", &config->max_queue, "jobs that wait or are computed", Range(1, 1 << 20));
-  schema.Add("mode", &config->mode, "numeric mode: exact", CheckMode);
+  schema.Add("mode", &config->mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("debug-logits", &config->debug_logits, "accept forced tokens and requests for logits");
   schema.AddMilliseconds("drain-limit-ms", &config->drain_limit,
                          "how long running calls may go on after SIGTERM");
@@ -76,7 +71,7 @@ PrefillStepLoop::MakeExperts RemoteBackend(const Config& config, const PrefillSe
 }
 
 Status Serve(RoleProcess& process, const Config& config) {
-  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(config.kernels));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(config.kernels, config.mode));
   const bool local = HasLocalExperts(config);
   ASSIGN_OR_RETURN(
       const auto weights,

@@ -104,6 +104,7 @@ StatusOr<std::unique_ptr<Generator>> MakeEmbeddedGenerator(const Target& target)
   EmbeddedOptions options;
   options.model = target.model;
   options.kernels = target.kernels;
+  options.mode = target.mode;
   options.threads = target.threads;
   options.max_sequences = 1;
   options.kv_tokens = 1 << 20;  // touched only where used

@@ -18,7 +18,7 @@ constexpr int kPublicMessageBytes = 16 << 20;
 
 struct Config {
   EmbeddedOptions embedded;
-  std::string listen = "127.0.0.1:8000", metrics_listen, mode = "exact", log_level = "info";
+  std::string listen = "127.0.0.1:8000", metrics_listen, log_level = "info";
   int max_chunk_tokens = 256;
   bool debug_logits = false;
 };
@@ -66,7 +66,7 @@ int ServeCommand(const std::vector<std::string>& words) {
   schema.Require("model");
   schema.Add("listen", &config.listen, "host:port of the API; port 0 takes a free one", NotEmpty());
   schema.Add("metrics-listen", &config.metrics_listen, "host:port of the Prometheus endpoint; empty: none");
-  schema.Add("mode", &config.mode, "numeric mode", OneOf({"exact"}));
+  schema.Add("mode", &config.embedded.mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("kernels", &config.embedded.kernels, "back end", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &config.embedded.threads, "compute threads", Range(1, 256));
   schema.Add("kv-tokens", &config.embedded.kv_tokens, "tokens of KV in all", Range<int64_t>(128, int64_t{1} << 32));

@@ -148,7 +148,7 @@ int UpCommand(const std::vector<std::string>& words) {
                           : InvalidArgument("wanted 0, 1, 2, 4 or 8 (shards divide the 8 reduction groups)");
              }));
   schema.Add("grpc-port", &config.grpc_port, "port of the router; 0: any free one", Range(0, 65535));
-  schema.Add("mode", &config.mode, "numeric mode", OneOf({"exact"}));
+  schema.Add("mode", &config.mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("kernels", &config.kernels, "back end", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &config.threads, "compute threads of each worker; 0: the cores divided by the workers",
              Range(0, 256));

@@ -12,13 +12,13 @@ StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerIfPresent(const std::string& m
 }
 
 StatusOr<std::unique_ptr<EmbeddedModel>> EmbeddedModel::Load(const EmbeddedOptions& options) {
-  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(options.kernels));
+  ASSIGN_OR_RETURN(const kernels::KernelTable* kernels, kernels::SelectKernels(options.kernels, options.mode));
   ASSIGN_OR_RETURN(auto weights, ModelWeights::Load(options.model, WeightSelection::All()));
   std::unique_ptr<EmbeddedModel> embedded(new EmbeddedModel);
   ASSIGN_OR_RETURN(embedded->tokenizer_, LoadTokenizerIfPresent(options.model));
   embedded->threads_ = std::make_unique<ThreadPool>(options.threads);
   embedded->model_ = std::make_unique<Model>(weights, *kernels, *embedded->threads_);
-  embedded->pools_ = std::make_unique<BlockPools>(KvLayout(KvShapeOf(weights->config)), options.max_sequences,
+  embedded->pools_ = std::make_unique<BlockPools>(KvLayout(KvShapeOf(weights->config, kernels->mode)), options.max_sequences,
                                                   options.kv_tokens);
   embedded->experts_ = std::make_unique<LocalExperts>(ExpertTable(*weights), *kernels, *embedded->threads_,
                                                       weights->config.swiglu_limit);

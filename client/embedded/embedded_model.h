@@ -13,6 +13,7 @@ namespace cachalot {
 struct EmbeddedOptions {
   std::string model;             // checkpoint directory
   std::string kernels = "auto";  // back end
+  std::string mode = "exact";    // numeric mode, exact or bf16
   int threads = 1;
   int max_sequences = 64;
   int64_t kv_tokens = 65536;

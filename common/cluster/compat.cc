@@ -9,7 +9,7 @@ v1::Compat MakeCompat(const ModelWeights& weights, const KvLayout& layout, const
   compat.set_weights(weights.fingerprint);
   compat.set_protocol(kProtocolVersion);
   compat.set_state_format(1);
-  compat.set_mode("exact");
+  compat.set_mode(std::string(kernels::ModeName(kernels.mode)));
   compat.set_kv_layout(layout.Describe());
   compat.set_reduction_groups(kReductionGroups);
   compat.set_numerics(kernels.numerics_id);

@@ -92,7 +92,8 @@ struct PoolParams {
 struct IndexScoresParams {
   const float* q;            // [heads, width]
   const float* weight;       // [heads], scaled
-  const float* const* keys;  // [count] rows of [width]
+  const void* const* keys;   // [count] rows of [width] of key_type
+  DType key_type;            // kF32 or kBF16
   float* score;              // [count]
   int heads, width;
   int64_t count;
@@ -101,7 +102,8 @@ struct IndexScoresParams {
 /// Attention of one query over its key rows, K = V, with a sink in the denominator (spec 3.8).
 struct AttendParams {
   const float* q;            // [heads, width]
-  const float* const* keys;  // [count] rows of [width], in a fixed order
+  const void* const* keys;   // [count] rows of [width] of key_type, in a fixed order
+  DType key_type;            // kF32 or kBF16
   const float* sink;         // [heads]
   float* out;                // [heads, width]
   float* scratch;            // [count]

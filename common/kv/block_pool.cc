@@ -20,6 +20,11 @@ SequenceKv& SequenceKv::operator=(SequenceKv&& other) noexcept {
 const KvLayout& SequenceKv::layout() const { return pools_->layout(); }
 
 float* SequenceKv::Row(PoolTag tag, int layer, int64_t row) {
+  CHECK(pools_->layout_.pool(tag).row_type == DType::kF32);
+  return reinterpret_cast<float*>(RowBytes(tag, layer, row));
+}
+
+std::byte* SequenceKv::RowBytes(PoolTag tag, int layer, int64_t row) {
   const int p = static_cast<int>(tag);
   const PoolSpec& spec = pools_->layout_.pool(tag);
   const int ordinal = pools_->layout_.ordinal(tag, layer);
@@ -27,7 +32,7 @@ float* SequenceKv::Row(PoolTag tag, int layer, int64_t row) {
   const int64_t page = spec.ring ? 0 : row / spec.rows_per_block;
   CHECK(page < static_cast<int64_t>(blocks_[p].size()));
   const int64_t slot = static_cast<int64_t>(ordinal) * spec.rows_per_block + row % spec.rows_per_block;
-  return pools_->pools_[p].memory.get() + blocks_[p][page] * spec.block_floats() + slot * spec.row_floats;
+  return pools_->pools_[p].memory.get() + blocks_[p][page] * spec.block_bytes() + slot * spec.row_bytes();
 }
 
 void SequenceKv::Advance(int64_t count) { SetTokens(tokens_ + count); }
@@ -52,8 +57,8 @@ BlockPools::BlockPools(KvLayout layout, int max_sequences, int64_t max_tokens) :
     const int64_t blocks = spec.ring ? max_sequences : rows / spec.rows_per_block + max_sequences;
     Pool& pool = pools_[p];
     pool.total = static_cast<int32_t>(blocks);
-    const size_t bytes = static_cast<size_t>(std::max<int64_t>(blocks * spec.block_floats() * 4, 4));
-    pool.memory = {static_cast<float*>(std::calloc(bytes, 1)), [](float* memory) { std::free(memory); }};
+    const size_t bytes = static_cast<size_t>(std::max<int64_t>(blocks * spec.block_bytes(), 4));
+    pool.memory = {static_cast<std::byte*>(std::calloc(bytes, 1)), [](std::byte* memory) { std::free(memory); }};
     CHECK_MSG(pool.memory != nullptr, "no memory for " + std::to_string(bytes) + " bytes of KV");
     for (int64_t b = blocks - 1; b >= 0; --b) pool.free.push_back(static_cast<int32_t>(b));
     total_ += blocks;

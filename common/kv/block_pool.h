@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -30,6 +31,11 @@ class SequenceKv {
   const KvLayout& layout() const;
 
   /// Row of a model layer: append-only pools by entry index, rings by position. CHECKs the bounds.
+  std::byte* RowBytes(PoolTag tag, int layer, int64_t row);
+  const std::byte* RowBytes(PoolTag tag, int layer, int64_t row) const {
+    return const_cast<SequenceKv*>(this)->RowBytes(tag, layer, row);
+  }
+  /// The same of a pool whose rows are fp32 (CHECKed).
   float* Row(PoolTag tag, int layer, int64_t row);
   const float* Row(PoolTag tag, int layer, int64_t row) const {
     return const_cast<SequenceKv*>(this)->Row(tag, layer, row);
@@ -69,7 +75,7 @@ class BlockPools {
  private:
   friend class SequenceKv;
   struct Pool {
-    std::unique_ptr<float[], void (*)(float*)> memory{nullptr, nullptr};
+    std::unique_ptr<std::byte[], void (*)(std::byte*)> memory{nullptr, nullptr};
     std::vector<int32_t> free;
     int32_t total = 0;
   };

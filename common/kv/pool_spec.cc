@@ -28,10 +28,10 @@ KvLayout::KvLayout(const KvModelShape& shape, int draft_tokens) {
   }
   // State rows hold c, then g, both of the compressor's full width (two halves for ratio 4).
   pools_ = {{
-      {PoolTag::kSwaKv, all, d, shape.sliding_window + draft_tokens, true},
-      {PoolTag::kCsaKv, csa, d, kTokensPerCsaBlock / kCsaRatio, false, kCsaRatio},
-      {PoolTag::kIndexerKv, csa, dh, kTokensPerCsaBlock / kCsaRatio, false, kCsaRatio},
-      {PoolTag::kHcaKv, hca, d, kTokensPerHcaBlock / kHcaRatio, false, kHcaRatio},
+      {PoolTag::kSwaKv, all, d, shape.sliding_window + draft_tokens, true, 1, shape.kv_type},
+      {PoolTag::kCsaKv, csa, d, kTokensPerCsaBlock / kCsaRatio, false, kCsaRatio, shape.kv_type},
+      {PoolTag::kIndexerKv, csa, dh, kTokensPerCsaBlock / kCsaRatio, false, kCsaRatio, shape.kv_type},
+      {PoolTag::kHcaKv, hca, d, kTokensPerHcaBlock / kHcaRatio, false, kHcaRatio, shape.kv_type},
       {PoolTag::kCsaState, csa, 4 * d, 2 * kCsaRatio + draft_tokens, true},
       {PoolTag::kIndexerState, csa, 4 * dh, 2 * kCsaRatio + draft_tokens, true},
       {PoolTag::kHcaState, hca, 2 * d, kHcaRatio + draft_tokens, true},
@@ -56,7 +56,7 @@ std::array<int, kPoolCount> KvLayout::BlocksFor(int64_t tokens) const {
 int64_t KvLayout::BytesFor(int64_t tokens) const {
   const auto blocks = BlocksFor(tokens);
   int64_t bytes = 0;
-  for (int p = 0; p < kPoolCount; ++p) bytes += blocks[p] * pools_[p].block_floats() * 4;
+  for (int p = 0; p < kPoolCount; ++p) bytes += blocks[p] * pools_[p].block_bytes();
   return bytes;
 }
 
@@ -97,7 +97,7 @@ bool KvLayout::Contains(const RowRange& range, int64_t n) const {
 std::string KvLayout::Describe() const {
   std::string text;
   for (const PoolSpec& spec : pools_)
-    text += std::string(PoolName(spec.tag)) + ":f32x" + std::to_string(spec.row_floats) + "x" +
+    text += std::string(PoolName(spec.tag)) + ":" + std::string(DTypeName(spec.row_type)) + "x" + std::to_string(spec.row_values) + "x" +
             std::to_string(spec.layers.size()) + (spec.ring ? ",ring " + std::to_string(spec.rows_per_block) : "") +
             ";";
   return text;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/base/status.h"
+#include "common/tensor/dtype.h"
 
 namespace cachalot {
 
@@ -29,19 +30,20 @@ enum class KvLayerKind : uint8_t { kWindow, kCsa, kHca };
 struct KvModelShape {
   std::vector<KvLayerKind> layers;
   int head_dim = 0, index_head_dim = 0, sliding_window = 0;
+  DType kv_type = DType::kF32;  // of window, compressed and indexer rows (kF32 or kBF16); state rows are fp32
 };
 
 struct PoolSpec {
   PoolTag tag{};
   std::vector<int> layers;  // model layers that have rows here, ascending
-  int row_floats = 0;       // fp32 values a row
+  int row_values = 0;       // values a row
   int rows_per_block = 0;   // a block holds this many rows of every layer of the pool
   bool ring = false;        // row index = position; slot = position mod rows_per_block; one block a sequence
   int ratio = 1;            // append-only pools: one row every `ratio` tokens
+  DType row_type = DType::kF32;
 
-  int64_t block_floats() const {
-    return static_cast<int64_t>(layers.size()) * rows_per_block * row_floats;
-  }
+  int64_t row_bytes() const { return DTypeBytes(row_type, row_values); }
+  int64_t block_bytes() const { return static_cast<int64_t>(layers.size()) * rows_per_block * row_bytes(); }
 };
 
 /// Rows [first, first + count) of one layer of one pool; ring pools count positions.

@@ -63,11 +63,11 @@ std::vector<std::byte> EncodeRows(const SequenceKv& kv, const RowRange& range, u
   header.layer = static_cast<uint16_t>(range.layer);
   header.first_row = range.first;
   header.rows = static_cast<uint32_t>(range.count);
-  const size_t row_bytes = kv.layout().pool(range.pool).row_floats * sizeof(float);
+  const size_t row_bytes = kv.layout().pool(range.pool).row_bytes();
   std::vector<std::byte> frame(sizeof(header) + range.count * row_bytes);
   std::byte* at = frame.data() + sizeof(header);
   for (int64_t r = 0; r < range.count; ++r, at += row_bytes)
-    std::memcpy(at, kv.Row(range.pool, range.layer, range.first + r), row_bytes);
+    std::memcpy(at, kv.RowBytes(range.pool, range.layer, range.first + r), row_bytes);
   Complete(header, std::span(frame).subspan(sizeof(header)));
   std::memcpy(frame.data(), &header, sizeof(header));
   return frame;
@@ -178,7 +178,7 @@ Status KvReceiver::Place(const KvFrameView& frame) {
     return DataLoss("KV rows [" + std::to_string(h.first_row) + ", +" + std::to_string(h.rows) + ") of pool " +
                     std::to_string(static_cast<int>(h.pool)) + ", layer " + std::to_string(h.layer) +
                     " lie outside the lease of " + std::to_string(max_tokens_) + " tokens");
-  const size_t row_bytes = layout.pool(h.pool).row_floats * sizeof(float);
+  const size_t row_bytes = layout.pool(h.pool).row_bytes();
   if (frame.payload.size() != h.rows * row_bytes)
     return DataLoss("KV rows of " + NameOf(h.pool, h.layer) + ": " + std::to_string(frame.payload.size()) +
                     " bytes, wanted " + std::to_string(h.rows * row_bytes));
@@ -194,7 +194,7 @@ Status KvReceiver::Place(const KvFrameView& frame) {
     known->count += range.count;
   }
   for (int64_t r = 0; r < range.count; ++r)
-    std::memcpy(kv_->Row(range.pool, range.layer, range.first + r), frame.payload.data() + r * row_bytes, row_bytes);
+    std::memcpy(kv_->RowBytes(range.pool, range.layer, range.first + r), frame.payload.data() + r * row_bytes, row_bytes);
   tally_.Add(h);
   return OkStatus();
 }

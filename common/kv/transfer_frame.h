@@ -18,7 +18,7 @@ namespace cachalot {
 inline constexpr uint32_t kKvStateFormat = 1;
 
 enum class KvFrameKind : uint8_t {
-  kRows = 1,     // payload: rows x row_floats f32
+  kRows = 1,     // payload: rows x row_values f32
   kCommit = 2,   // payload: KvCommit
   kVerdict = 3,  // receiver to sender, payload: i32 status code, message bytes
 };

@@ -22,13 +22,17 @@ void Emit(Step& step, SequenceKv& kv, int layer, const CompressorWeights& w, con
     for (int64_t p = ratio * (window - 1); p < ratio * window; ++p) add(p, 0);
   for (int64_t p = ratio * window; p < ratio * (window + 1); ++p) add(p, coff - 1);
 
-  float* entry = kv.Row(pools.entries, layer, window);
+  float* entry = Room(step.s.entry, width);
   step.kernels.pool({c, g, entry, slots, width});
+  step.Round(entry, width);
   step.kernels.rms_norm({entry, w.norm.data(), entry, 1, width, step.config.rms_norm_eps});
+  step.Round(entry, width);
   float cos[256], sin[256];
   const int64_t position = ratio * window;
   step.rope_compress.Fill({&position, 1}, cos, sin);
   step.kernels.rope({entry, cos, sin, 1, 1, width, step.config.rope_dim, false});
+  step.Round(entry, width);
+  StoreRow(entry, width, kv.layout().pool(pools.entries).row_type, kv.RowBytes(pools.entries, layer, window));
 }
 
 }  // namespace
@@ -39,8 +43,8 @@ void Compress(Step& step, int layer, const CompressorWeights& w, const Compresso
   const int64_t wide = w.wkv.rows;
   float* c = Room(c_buffer, step.rows() * wide);
   float* g = Room(g_buffer, step.rows() * wide);
-  step.Linear(u, w.wkv, c);
-  step.Linear(u, w.wgate, g);
+  step.LinearF32(u, w.wkv, c);
+  step.LinearF32(u, w.wgate, g);
   for (int64_t t = 0; t < step.rows(); ++t) {
     SequenceKv& kv = *step.segments[step.s.segment[t]].kv;
     const int64_t position = step.s.positions[t];

@@ -8,7 +8,7 @@
 
 namespace cachalot {
 
-KvModelShape KvShapeOf(const ModelConfig& config) {
+KvModelShape KvShapeOf(const ModelConfig& config, kernels::NumericMode mode) {
   KvModelShape shape;
   for (LayerKind kind : config.layers)
     shape.layers.push_back(kind == LayerKind::kCsa   ? KvLayerKind::kCsa
@@ -17,6 +17,7 @@ KvModelShape KvShapeOf(const ModelConfig& config) {
   shape.head_dim = config.head_dim;
   shape.index_head_dim = config.index_head_dim;
   shape.sliding_window = config.sliding_window;
+  shape.kv_type = mode == kernels::NumericMode::kBf16 ? DType::kBF16 : DType::kF32;
   return shape;
 }
 
@@ -76,6 +77,7 @@ StatusOr<StepLogits> Model::Forward(std::span<const Segment> segments, ExpertBac
   float* h = Room(s.h, T * H * D);
   for (int64_t t = 0; t < T; ++t) {  // spec 3.1: H identical copies of the embedding
     kernels::DequantiseRow(weights_->embed, s.ids[t], 0, D, h + t * H * D);
+    step.Round(h + t * H * D, D);
     for (int64_t j = 1; j < H; ++j) std::copy_n(h + t * H * D, D, h + (t * H + j) * D);
   }
   for (int layer = 0; layer < config().num_hidden_layers; ++layer)

@@ -20,7 +20,8 @@ struct StepLogits {
   std::span<const float> last(size_t segment) const { return row(first[segment + 1] - 1); }
 };
 
-KvModelShape KvShapeOf(const ModelConfig& config);
+/// `mode` decides the row type of the KV pools: fp32 or bf16.
+KvModelShape KvShapeOf(const ModelConfig& config, kernels::NumericMode mode = kernels::NumericMode::kExact);
 
 /// The routed experts of `weights` by layer and id, for LocalExperts and the expert service.
 std::vector<std::vector<ExpertMatrices>> ExpertTable(const ModelWeights& weights);

@@ -11,10 +11,11 @@ void HcBefore(Step& step, const HyperConnectionWeights& w) {
   float* normed = Room(s.h_normed, T * flat);
   float* mix = Room(s.mix, T * c.hc_mix());
   step.kernels.rms_norm({s.h.data(), nullptr, normed, T, flat, c.rms_norm_eps});
-  step.Linear(normed, w.fn, mix);
+  step.LinearF32(normed, w.fn, mix);
   step.kernels.hc_split({mix, w.scale.data(), w.base.data(), Room(s.pre, T * H), Room(s.post, T * H),
                          Room(s.comb, T * H * H), T, c.hc_mult, c.hc_sinkhorn_iters, c.hc_eps});
   step.kernels.hc_collapse({s.h.data(), s.pre.data(), Room(s.x, T * c.hidden_size), T, c.hidden_size, c.hc_mult});
+  step.Round(s.x.data(), T * c.hidden_size);
 }
 
 void HcAfter(Step& step, const float* y) {
@@ -22,6 +23,7 @@ void HcAfter(Step& step, const float* y) {
   Scratch& s = step.s;
   step.kernels.hc_expand(
       {s.h.data(), y, s.post.data(), s.comb.data(), step.rows(), c.hidden_size, c.hc_mult});
+  step.Round(s.h.data(), step.rows() * c.hc_mult * c.hidden_size);
 }
 
 void HcHead(Step& step, const ModelWeights& w) {
@@ -38,8 +40,10 @@ void HcHead(Step& step, const ModelWeights& w) {
       {mix, w.hc_head.scale.data(), w.hc_head.base.data(), Room(s.pre, R * H), R, c.hc_mult, c.hc_eps});
   float* x = Room(s.head_x, R * D);
   step.kernels.hc_collapse({h, s.pre.data(), x, R, D, c.hc_mult});
+  step.Round(x, R * D);
   float* hidden = Room(s.hidden, R * D);
   step.kernels.rms_norm({x, w.norm.data(), hidden, R, D, c.rms_norm_eps});
+  step.Round(hidden, R * D);
   step.kernels.linear({hidden, D, w.head, Room(s.logits, R * c.vocab_size), c.vocab_size, R}, step.threads);
 }
 

@@ -15,6 +15,7 @@ void IndexerQueries(Step& step, const IndexerWeights& w, const float* u, const f
   step.Linear(qr, w.wq_b, q);
   step.kernels.rope(
       {q, s.cos[1].data(), s.sin[1].data(), T, c.index_n_heads, c.index_head_dim, c.rope_dim, false});
+  step.Round(q, T * w.wq_b.rows);
   step.Linear(u, w.weights_proj, weight);
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.index_head_dim) * c.index_n_heads));
   for (int64_t i = 0; i < T * c.index_n_heads; ++i) weight[i] *= scale;
@@ -31,10 +32,10 @@ void SelectEntries(const Step& step, int layer, int64_t t, int64_t visible, Inde
   SequenceKv& kv = *step.segments[step.s.segment[t]].kv;
   scratch.keys.resize(visible);
   scratch.scores.resize(visible);
-  for (int64_t w = 0; w < visible; ++w) scratch.keys[w] = kv.Row(PoolTag::kIndexerKv, layer, w);
+  for (int64_t w = 0; w < visible; ++w) scratch.keys[w] = kv.RowBytes(PoolTag::kIndexerKv, layer, w);
   step.kernels.index_scores({step.s.index_q.data() + t * c.index_n_heads * c.index_head_dim,
                              step.s.index_w.data() + t * c.index_n_heads, scratch.keys.data(),
-                             scratch.scores.data(), c.index_n_heads, c.index_head_dim, visible});
+                             kv.layout().pool(PoolTag::kIndexerKv).row_type, scratch.scores.data(), c.index_n_heads, c.index_head_dim, visible});
   const float* score = scratch.scores.data();
   std::nth_element(selected.begin(), selected.begin() + c.index_topk, selected.end(), [score](int32_t a, int32_t b) {
     return score[a] != score[b] ? score[a] > score[b] : a < b;

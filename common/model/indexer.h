@@ -11,7 +11,7 @@ namespace cachalot {
 void IndexerQueries(Step& step, const IndexerWeights& w, const float* u, const float* qr);
 
 struct IndexerScratch {
-  std::vector<const float*> keys;
+  std::vector<const void*> keys;
   std::vector<float> scores;
 };
 

@@ -30,7 +30,7 @@ void Route(Step& step, int layer, const MoeWeights& w, const float* u) {
   Scratch& s = step.s;
   const int64_t T = step.rows(), E = c.n_routed_experts, K = c.num_experts_per_tok;
   float* score = Room(s.router, T * E);
-  step.Linear(u, w.gate, score);
+  step.LinearF32(u, w.gate, score);
   step.kernels.router_scores({score, T * E});
   s.expert_ids.resize(T * K);
   float* weights = Room(s.expert_weights, T * K);
@@ -51,6 +51,7 @@ void SharedExpert(Step& step, const ExpertWeights& w, const float* u) {
   step.Linear(u, w.w1, Room(s.gate, T * F));
   step.Linear(u, w.w3, Room(s.up, T * F));
   step.kernels.swiglu({s.gate.data(), s.up.data(), nullptr, s.gate.data(), T, F, step.config.swiglu_limit});
+  step.Round(s.gate.data(), T * F);
   step.Linear(s.gate.data(), w.w2, Room(s.shared, T * w.w2.rows));
 }
 
@@ -61,10 +62,11 @@ Status Moe(Step& step, int layer, const MoeWeights& w, const float* u, float* y)
   const int64_t D = step.config.hidden_size;
   Route(step, layer, w, u);
   float* partials = Room(s.partials, s.plan.slots() * D);
-  RETURN_IF_ERROR(step.experts.Begin({layer, step.rows(), D, u, &s.plan, partials}));
+  RETURN_IF_ERROR(step.experts.Begin({layer, step.rows(), D, u, &s.plan, partials, step.kernels.mode == kernels::NumericMode::kBf16}));
   SharedExpert(step, w.shared, u);
   RETURN_IF_ERROR(step.experts.Wait());
   CombinePartials(s.plan, partials, s.shared.data(), D, y);
+  step.Round(y, step.rows() * D);
   return OkStatus();
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 // What one forward step works on: the ragged batch of sequences and the activations, in order of dataflow.
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -37,7 +39,9 @@ struct Scratch {
   std::vector<float> x, u, y;                         // [T, D] collapsed, normed, sub-layer output
   // attention
   std::vector<float> qr, q, kv, o, o_low;          // [T, q_lora], [T, N*d], [T, d], [T, N*d], [T, G*R]
+  std::vector<std::byte> kv_rows;                  // [T, d] the window rows as the pool stores them
   std::vector<float> c, g, index_c, index_g;       // [T, coff*d], [T, coff*dh]
+  std::vector<float> entry;                        // [max(d, dh)] the entry that closes
   std::vector<float> index_q, index_w;             // [T, Hi*dh], [T, Hi]
   // MoE
   std::vector<float> router, biased;     // [T, E], [E]
@@ -57,6 +61,18 @@ inline float* Room(std::vector<float>& buffer, int64_t count) {
   return buffer.data();
 }
 
+/// Writes `count` fp32 values as a row of `type` (kF32 or kBF16). In mode bf16 they are rounded already: nothing is lost.
+inline void StoreRow(const float* values, int64_t count, DType type, std::byte* row) {
+  if (type == DType::kF32) {
+    std::memcpy(row, values, count * sizeof(float));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const uint16_t bits = FloatToBF16(values[i]);
+      std::memcpy(row + 2 * i, &bits, 2);
+    }
+  }
+}
+
 /// Everything that a layer needs beside its own weights.
 struct Step {
   const ModelConfig& config;
@@ -70,12 +86,21 @@ struct Step {
   Scratch& s;
 
   int64_t rows() const { return static_cast<int64_t>(s.ids.size()); }
-  void Linear(const float* x, const MatrixView& w, float* y) const {
+  DType kv_type() const { return segments[0].kv->layout().pool(PoolTag::kSwaKv).row_type; }
+  /// What the mode rounds between operations (spec 3: "-> bf16").
+  void Round(float* x, int64_t count) const { kernels.round(x, count); }
+  /// A product whose result stays fp32: router, compressor, hyper-connections, head.
+  void LinearF32(const float* x, const MatrixView& w, float* y) const {
     kernels.linear({x, w.cols, w, y, w.rows, rows()}, threads);
+  }
+  void Linear(const float* x, const MatrixView& w, float* y) const {
+    LinearF32(x, w, y);
+    Round(y, rows() * w.rows);
   }
   void Norm(const float* x, const std::vector<float>& weight, float* y) const {
     const auto width = static_cast<int64_t>(weight.size());
     kernels.rms_norm({x, weight.data(), y, rows(), width, config.rms_norm_eps});
+    Round(y, rows() * width);
   }
 };
 

@@ -15,6 +15,7 @@ struct ExpertCall {
   const float* x = nullptr;            // [rows, hidden]
   const DispatchPlan* plan = nullptr;  // of these rows
   float* partials = nullptr;           // [plan->slots(), hidden]: one weighted sum per (row, group)
+  bool bf16 = false;                   // mode bf16: x and partials are bf16 values, and travel as such
 };
 
 class ExpertBackend {

@@ -29,8 +29,12 @@ void ExpertFfn::Run(std::span<const ExpertMatrices> experts, std::span<const Exp
     }
     kernels_.linear({rows_.data(), hidden, expert.w1, gate_.data(), width, n}, threads_);
     kernels_.linear({rows_.data(), hidden, expert.w3, up_.data(), width, n}, threads_);
+    kernels_.round(gate_.data(), n * width);
+    kernels_.round(up_.data(), n * width);
     kernels_.swiglu({gate_.data(), up_.data(), weight_.data(), gate_.data(), n, width, limit_});
+    kernels_.round(gate_.data(), n * width);
     kernels_.linear({gate_.data(), width, expert.w2, y_.data(), hidden, n}, threads_);
+    kernels_.round(y_.data(), n * hidden);
     for (int64_t i = 0; i < n; ++i) {
       float* out = partials + group[i].slot * hidden;
       const float* y = y_.data() + i * hidden;
@@ -42,6 +46,7 @@ void ExpertFfn::Run(std::span<const ExpertMatrices> experts, std::span<const Exp
       }
     }
   }
+  kernels_.round(partials, slots * hidden);  // what a wire carries, and so what every back end gives
 }
 
 }  // namespace cachalot

@@ -8,11 +8,37 @@
 
 #include "common/base/bytes.h"
 #include "common/base/check.h"
+#include "common/tensor/dtype.h"
 
 namespace cachalot {
 namespace {
 
 constexpr size_t kHeaderBytes = sizeof(ExpertFrameHeader);
+
+uint64_t ValueBytes(ExpertWireType type) { return type == ExpertWireType::kBf16 ? 2 : 4; }
+
+void Narrow(const float* values, int64_t count, ExpertWireType type, std::byte* out) {
+  if (type == ExpertWireType::kF32) {
+    std::memcpy(out, values, count * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const uint16_t bits = FloatToBF16(values[i]);
+    std::memcpy(out + 2 * i, &bits, 2);
+  }
+}
+
+void Widen(const std::byte* bytes, int64_t count, ExpertWireType type, float* out) {
+  if (type == ExpertWireType::kF32) {
+    std::memcpy(out, bytes, count * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, bytes + 2 * i, 2);
+    out[i] = BF16ToFloat(bits);
+  }
+}
 
 uint64_t Checksum(ExpertFrameHeader header, std::span<const std::byte> body) {
   header.checksum = 0;
@@ -27,8 +53,8 @@ void Seal(ExpertFrameHeader header, std::span<std::byte> frame) {
 
 /// Bytes of the body that the header's counts make, in 64 bits: no count can make it wrap.
 uint64_t ExpectedBody(const ExpertFrameHeader& h) {
-  if (h.kind == ExpertFrameKind::kReply) return uint64_t{h.slots} * h.hidden * sizeof(float);
-  return uint64_t{h.assignments} * sizeof(ExpertAssignment) + uint64_t{h.rows} * h.hidden * sizeof(float);
+  if (h.kind == ExpertFrameKind::kReply) return uint64_t{h.slots} * h.hidden * ValueBytes(h.wire_type);
+  return uint64_t{h.assignments} * sizeof(ExpertAssignment) + uint64_t{h.rows} * h.hidden * ValueBytes(h.wire_type);
 }
 
 Status CheckCounts(const ExpertFrameHeader& h) {
@@ -93,8 +119,9 @@ StatusOr<ExpertFrameView> ParseExpertFrame(std::span<const std::byte> frame) {
                     std::to_string(ExpertFrameHeader::kVersion));
   if (h.kind < ExpertFrameKind::kCall || h.kind > ExpertFrameKind::kError)
     return DataLoss("expert frame: unknown kind " + std::to_string(static_cast<int>(h.kind)));
-  if (h.wire_type != 0)
-    return DataLoss("expert frame: wire type " + std::to_string(h.wire_type) + ", wanted 0 (fp32)");
+  if (h.wire_type > ExpertWireType::kBf16)
+    return DataLoss("expert frame: wire type " + std::to_string(static_cast<int>(h.wire_type)) +
+                    ", wanted 0 (fp32) or 1 (bf16)");
   if (h.body_bytes != reader.remaining())
     return DataLoss("expert frame: body of " + std::to_string(reader.remaining()) + " bytes, header says " +
                     std::to_string(h.body_bytes));
@@ -107,8 +134,9 @@ StatusOr<ExpertFrameView> ParseExpertFrame(std::span<const std::byte> frame) {
 std::vector<std::byte> EncodeExpertCall(uint64_t call, int layer,
                                         std::span<const ExpertAssignment> assignments,
                                         std::span<const int32_t> rows, int64_t slots, const float* x,
-                                        int64_t hidden) {
+                                        int64_t hidden, ExpertWireType wire_type) {
   ExpertFrameHeader header;
+  header.wire_type = wire_type;
   header.call = call;
   header.layer = static_cast<uint32_t>(layer);
   header.rows = static_cast<uint32_t>(rows.size());
@@ -121,10 +149,9 @@ std::vector<std::byte> EncodeExpertCall(uint64_t call, int layer,
   std::byte* at = frame.data() + kHeaderBytes;
   std::memcpy(at, assignments.data(), assignments.size_bytes());
   at += assignments.size_bytes();
-  const size_t row_bytes = hidden * sizeof(float);
   for (int32_t row : rows) {
-    std::memcpy(at, x + row * hidden, row_bytes);
-    at += row_bytes;
+    Narrow(x + row * hidden, hidden, wire_type, at);
+    at += hidden * ValueBytes(wire_type);
   }
   Seal(header, frame);
   return frame;
@@ -136,6 +163,9 @@ Status DecodeExpertCall(const ExpertFrameView& frame, const ExpertCallLimits& li
   if (h.layer >= static_cast<uint32_t>(limits.layers))
     return InvalidArgument("layer " + std::to_string(h.layer) + " of a model with " +
                            std::to_string(limits.layers));
+  if (h.wire_type != limits.wire_type)
+    return InvalidArgument("wire type " + std::to_string(static_cast<int>(h.wire_type)) + ", this service takes " +
+                           std::to_string(static_cast<int>(limits.wire_type)));
   if (h.hidden != limits.hidden)
     return InvalidArgument("rows of " + std::to_string(h.hidden) + " values, wanted " +
                            std::to_string(limits.hidden));
@@ -150,7 +180,13 @@ Status DecodeExpertCall(const ExpertFrameView& frame, const ExpertCallLimits& li
   const auto x = reader.Take(reader.remaining());
   call->assignments.resize(h.assignments);
   std::memcpy(call->assignments.data(), assignments.data(), assignments.size());
-  call->x = reinterpret_cast<const float*>(x.data());
+  if (h.wire_type == ExpertWireType::kF32) {
+    call->x = reinterpret_cast<const float*>(x.data());
+  } else {
+    call->widened.resize(h.rows * h.hidden);
+    Widen(x.data(), h.rows * h.hidden, h.wire_type, call->widened.data());
+    call->x = call->widened.data();
+  }
   CHECK_MSG(reinterpret_cast<uintptr_t>(call->x) % alignof(float) == 0, "a frame in unaligned memory");
   return CheckAssignments(h, limits, call->assignments);
 }
@@ -166,6 +202,17 @@ std::vector<std::byte> MakeExpertReply(const ExpertFrameHeader& call) {
 
 float* ReplyPartials(std::span<std::byte> reply) {
   return reinterpret_cast<float*>(reply.data() + kHeaderBytes);
+}
+
+void SetReplyPartials(std::span<std::byte> reply, const float* partials) {
+  ExpertFrameHeader header;
+  std::memcpy(&header, reply.data(), kHeaderBytes);
+  Narrow(partials, int64_t{header.slots} * header.hidden, header.wire_type, reply.data() + kHeaderBytes);
+}
+
+void ReadReplySlot(const ExpertFrameView& reply, int64_t slot, float* out) {
+  const ExpertFrameHeader& h = reply.header;
+  Widen(reply.body.data() + slot * h.hidden * ValueBytes(h.wire_type), h.hidden, h.wire_type, out);
 }
 
 void SealExpertReply(std::span<std::byte> reply) {

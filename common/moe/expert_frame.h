@@ -1,9 +1,9 @@
 #pragma once
 // Frames between a caller's step thread and an expert service (protos/cachalot/v1/expert.proto): a 48-byte
-// header, then the body. Little-endian, fp32 in mode exact. Pure encoding, no I/O.
+// header, then the body. Little-endian; values are fp32 in mode exact, bf16 in mode bf16. Pure encoding, no I/O.
 //
-//   call:  assignments [n] {i32 row, i32 slot, i32 expert, f32 weight}, then x [rows, hidden] f32
-//   reply: partials [slots, hidden] f32
+//   call:  assignments [n] {i32 row, i32 slot, i32 expert, f32 weight}, then x [rows, hidden]
+//   reply: partials [slots, hidden]
 //   error: i32 status code, message bytes
 //
 // Rows and slots are numbered inside the frame: a caller sends a service only the rows that meet its experts,
@@ -22,11 +22,14 @@ namespace cachalot {
 
 enum class ExpertFrameKind : uint8_t { kCall = 1, kReply = 2, kError = 3 };
 
+/// Type of rows and partials. In mode bf16 both are bf16 values already, so the narrow form loses nothing.
+enum class ExpertWireType : uint8_t { kF32 = 0, kBf16 = 1 };
+
 struct ExpertFrameHeader {
   uint32_t magic = kMagic;
   uint16_t version = kVersion;
   ExpertFrameKind kind = ExpertFrameKind::kCall;
-  uint8_t wire_type = 0;  // 0: fp32
+  ExpertWireType wire_type = ExpertWireType::kF32;
   uint64_t call = 0;  // chosen by the caller, returned in the reply; 0 in an error about an unreadable frame
   uint32_t layer = 0;
   uint32_t rows = 0;         // error: 0
@@ -59,11 +62,12 @@ StatusOr<ExpertFrameView> ParseExpertFrame(std::span<const std::byte> frame);
 std::vector<std::byte> EncodeExpertCall(uint64_t call, int layer,
                                         std::span<const ExpertAssignment> assignments,
                                         std::span<const int32_t> rows, int64_t slots, const float* x,
-                                        int64_t hidden);
+                                        int64_t hidden, ExpertWireType wire_type = ExpertWireType::kF32);
 
-/// A call's body. `x` points into the frame.
+/// A call's body. `x` points into the frame or, for bf16 rows, into `widened`.
 struct ExpertCallView {
   std::vector<ExpertAssignment> assignments;
+  std::vector<float> widened;
   const float* x = nullptr;  // [rows, hidden]
 };
 
@@ -73,6 +77,7 @@ struct ExpertCallLimits {
   int64_t hidden = 0;
   int expert_begin = 0, expert_end = 0;
   int64_t max_rows = 0;
+  ExpertWireType wire_type = ExpertWireType::kF32;
 };
 
 /// INVALID_ARGUMENT names what is wrong: an unknown layer, another width, more rows than allowed, an expert
@@ -82,7 +87,12 @@ Status DecodeExpertCall(const ExpertFrameView& frame, const ExpertCallLimits& li
 
 /// A reply to `call` whose partials are still to be written, at ReplyPartials; then SealExpertReply.
 std::vector<std::byte> MakeExpertReply(const ExpertFrameHeader& call);
+/// The partials' memory of an fp32 reply.
 float* ReplyPartials(std::span<std::byte> reply);
+/// Copies partials [slots, hidden] into a reply of either type.
+void SetReplyPartials(std::span<std::byte> reply, const float* partials);
+/// Slot `slot` of a reply that ParseExpertFrame accepted, as fp32 values out[0, hidden).
+void ReadReplySlot(const ExpertFrameView& reply, int64_t slot, float* out);
 void SealExpertReply(std::span<std::byte> reply);
 
 /// `error` is not OK.

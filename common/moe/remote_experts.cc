@@ -71,7 +71,8 @@ Status RemoteExperts::Begin(const ExpertCall& call) {
 
 Status RemoteExperts::PostCall(int shard, const ShardPlan& plan) {
   Frame frame{EncodeExpertCall(call_id_, call_.layer, plan.assignments, plan.rows,
-                               static_cast<int64_t>(plan.slots.size()), call_.x, call_.hidden)};
+                               static_cast<int64_t>(plan.slots.size()), call_.x, call_.hidden,
+                               call_.bf16 ? ExpertWireType::kBf16 : ExpertWireType::kF32)};
   Shard& to = shards_[shard];
   const Status posted = to.channel->Post(std::move(frame), begun_ + options_.call_timeout);
   if (posted.code() == StatusCode::kInvalidArgument) return Annotate(posted, "expert " + map_.Name(shard));
@@ -150,12 +151,10 @@ Status RemoteExperts::AcceptReply(int shard, const ExpertFrameView& frame) {
                     std::to_string(h.slots) + " slots of " + std::to_string(h.hidden) + ", wanted layer " +
                     std::to_string(call_.layer) + ", " + std::to_string(plan.slots.size()) + " of " +
                     std::to_string(call_.hidden));
-  const size_t slot_bytes = call_.hidden * sizeof(float);
-  const std::byte* from = frame.body.data();
-  for (int32_t slot : plan.slots) {
-    std::memcpy(call_.partials + slot * call_.hidden, from, slot_bytes);
-    from += slot_bytes;
-  }
+  if (h.wire_type != (call_.bf16 ? ExpertWireType::kBf16 : ExpertWireType::kF32))
+    return DataLoss("a reply of another wire type than the call");
+  for (size_t i = 0; i < plan.slots.size(); ++i)
+    ReadReplySlot(frame, static_cast<int64_t>(i), call_.partials + plan.slots[i] * call_.hidden);
   shards_[shard].waiting = false;
   return OkStatus();
 }

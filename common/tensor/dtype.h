@@ -28,6 +28,13 @@ int64_t DTypeBytes(DType dtype, int64_t count);
 inline float BF16ToFloat(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 float F16ToFloat(uint16_t bits);
 
+/// Round to nearest, ties to even; NaN stays NaN, overflow becomes infinity.
+inline uint16_t FloatToBF16(float x) {
+  const auto bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
 /// 2^(bits - 127); NaN for 255; 0 gives the subnormal 2^-127.
 inline float E8M0ToFloat(uint8_t bits) {
   if (bits == 0) return std::bit_cast<float>(uint32_t{1} << 22);

@@ -105,7 +105,7 @@ struct TestModel {
 inline std::vector<float> HandOffBytes(const SequenceKv& kv, int64_t tokens) {
   std::vector<float> values;
   for (const RowRange& range : HandOffRows(kv.layout(), tokens)) {
-    const int width = kv.layout().pool(range.pool).row_floats;
+    const int width = kv.layout().pool(range.pool).row_values;
     for (int64_t r = 0; r < range.count; ++r) {
       const float* row = kv.Row(range.pool, range.layer, range.first + r);
       values.insert(values.end(), row, row + width);

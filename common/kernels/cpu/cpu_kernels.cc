@@ -240,31 +240,64 @@ void RmsNorm(const RmsNormParams& p) {
   }
 }
 
-void IndexScores(const IndexScoresParams& p) {
+/// Dot with a key row of either type: the same tree as Dot on its exact fp32 values.
+template <DType kType>
+float DotKey(const float* q, const void* key, int64_t n) {
+  const auto* bytes = static_cast<const uint8_t*>(key);
+  Lanes acc = Zero();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) MulAddTo(acc, Load(q + i), Decode<kType>::At(bytes, i));
+  if (i < n) {
+    HWY_ALIGN float x[16] = {}, y[16] = {};
+    std::copy(q + i, q + n, x);
+    for (int64_t j = i; j < n; ++j)
+      y[j - i] = kType == DType::kBF16 ? BF16ToFloat(static_cast<const uint16_t*>(key)[j])
+                                       : static_cast<const float*>(key)[j];
+    MulAddTo(acc, Load(x), Load(y));
+  }
+  return Fold(acc);
+}
+
+template <DType kType>
+void IndexScoresOf(const IndexScoresParams& p) {
   for (int64_t s = 0; s < p.count; ++s) {
     float score = 0;
     for (int h = 0; h < p.heads; ++h)
-      score += p.weight[h] * std::max(0.f, Dot(p.q + h * p.width, p.keys[s], p.width));
+      score += p.weight[h] * std::max(0.f, DotKey<kType>(p.q + h * p.width, p.keys[s], p.width));
     p.score[s] = score;
   }
 }
 
-/// out += weight * x over the channels, each channel its own chain.
-HWY_INLINE void Accumulate(float* out, const float* x, float weight, int width) {
-  const V w = hn::Set(D(), weight);
-  int i = 0;
-  for (; i + kN <= width; i += kN)
-    hn::StoreU(hn::MulAdd(w, hn::LoadU(D(), x + i), hn::LoadU(D(), out + i)), D(), out + i);
-  for (; i < width; ++i) out[i] = std::fma(weight, x[i], out[i]);
+void IndexScores(const IndexScoresParams& p) {
+  p.key_type == DType::kBF16 ? IndexScoresOf<DType::kBF16>(p) : IndexScoresOf<DType::kF32>(p);
 }
 
-void Attend(const AttendParams& p) {
+/// out += weight * key over the channels, each channel its own chain.
+template <DType kType>
+HWY_INLINE void Accumulate(float* out, const void* key, float weight, int width) {
+  const V w = hn::Set(D(), weight);
+  const auto* bytes = static_cast<const uint8_t*>(key);
+  int i = 0;
+  for (; i + 16 <= width; i += 16) {
+    const Lanes x = Decode<kType>::At(bytes, i);
+    for (int v = 0; v < kV; ++v)
+      hn::StoreU(hn::MulAdd(w, x.v[v], hn::LoadU(D(), out + i + v * kN)), D(), out + i + v * kN);
+  }
+  for (; i < width; ++i) {
+    const float x = kType == DType::kBF16 ? BF16ToFloat(static_cast<const uint16_t*>(key)[i])
+                                          : static_cast<const float*>(key)[i];
+    out[i] = std::fma(weight, x, out[i]);
+  }
+}
+
+template <DType kType>
+void AttendOf(const AttendParams& p) {
   for (int h = 0; h < p.heads; ++h) {
     const float* q = p.q + h * p.width;
     float* out = p.out + h * p.width;
     float top = p.sink[h];
     for (int64_t s = 0; s < p.count; ++s) {
-      p.scratch[s] = Dot(q, p.keys[s], p.width) * p.scale;
+      p.scratch[s] = DotKey<kType>(q, p.keys[s], p.width) * p.scale;
       top = std::max(top, p.scratch[s]);
     }
     float den = std::exp(p.sink[h] - top);
@@ -272,10 +305,14 @@ void Attend(const AttendParams& p) {
     for (int64_t s = 0; s < p.count; ++s) {
       const float e = std::exp(p.scratch[s] - top);
       den += e;
-      Accumulate(out, p.keys[s], e, p.width);
+      Accumulate<kType>(out, p.keys[s], e, p.width);
     }
     for (int i = 0; i < p.width; ++i) out[i] /= den;
   }
+}
+
+void Attend(const AttendParams& p) {
+  p.key_type == DType::kBF16 ? AttendOf<DType::kBF16>(p) : AttendOf<DType::kF32>(p);
 }
 
 void HcExpand(const HcExpandParams& p) {
@@ -312,10 +349,10 @@ HWY_EXPORT(IndexScores);
 HWY_EXPORT(Attend);
 HWY_EXPORT(HcExpand);
 
-KernelTable MakeTable() {
-  KernelTable table = RefKernels();  // what is not worth SIMD yet is shared with ref
+KernelTable MakeTable(NumericMode mode) {
+  KernelTable table = RefKernels(mode);  // what is not worth SIMD yet is shared with ref
   table.name = "cpu";
-  table.numerics_id = "cpu-exact-16-lane-1";
+  table.numerics_id = mode == NumericMode::kBf16 ? "cpu-bf16-16-lane-1" : "cpu-exact-16-lane-1";
   table.linear = [](const LinearParams& p, ThreadPool& pool) { HWY_DYNAMIC_DISPATCH(Linear)(p, pool); };
   table.rms_norm = [](const RmsNormParams& p) { HWY_DYNAMIC_DISPATCH(RmsNorm)(p); };
   table.index_scores = [](const IndexScoresParams& p) { HWY_DYNAMIC_DISPATCH(IndexScores)(p); };
@@ -326,10 +363,11 @@ KernelTable MakeTable() {
 
 }  // namespace
 
-const KernelTable* CpuKernels() {
-  static const KernelTable table = MakeTable();
+const KernelTable* CpuKernels(NumericMode mode) {
+  static const KernelTable exact = MakeTable(NumericMode::kExact), bf16 = MakeTable(NumericMode::kBf16);
   static const bool supported = (hwy::SupportedTargets() & (HWY_AVX2 | HWY_AVX3)) != 0;
-  return supported ? &table : nullptr;
+  if (!supported) return nullptr;
+  return mode == NumericMode::kBf16 ? &bf16 : &exact;
 }
 
 }  // namespace cachalot::kernels

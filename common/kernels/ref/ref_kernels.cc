@@ -17,6 +17,22 @@ double Dot(const float* a, const float* b, int64_t n) {
   return sum;
 }
 
+float At(const void* row, DType type, int64_t i) {
+  return type == DType::kBF16 ? BF16ToFloat(static_cast<const uint16_t*>(row)[i]) : static_cast<const float*>(row)[i];
+}
+
+double DotKey(const float* q, const void* key, DType type, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(q[i]) * At(key, type, i);
+  return sum;
+}
+
+void RoundToNothing(float*, int64_t) {}
+
+void RoundToBf16(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] = BF16ToFloat(FloatToBF16(x[i]));
+}
+
 float Sigmoid(float x) {
   const float e = std::exp(-std::fabs(x));
   return (x >= 0 ? 1.f : e) / (1.f + e);
@@ -150,7 +166,7 @@ void IndexScores(const IndexScoresParams& p) {
   for (int64_t s = 0; s < p.count; ++s) {
     double score = 0;
     for (int h = 0; h < p.heads; ++h)
-      score += p.weight[h] * std::max(0.0, Dot(p.q + h * p.width, p.keys[s], p.width));
+      score += p.weight[h] * std::max(0.0, DotKey(p.q + h * p.width, p.keys[s], p.key_type, p.width));
     p.score[s] = static_cast<float>(score);
   }
 }
@@ -161,7 +177,7 @@ void Attend(const AttendParams& p) {
     const float* q = p.q + h * p.width;
     float top = p.sink[h];
     for (int64_t s = 0; s < p.count; ++s) {
-      p.scratch[s] = static_cast<float>(Dot(q, p.keys[s], p.width)) * p.scale;
+      p.scratch[s] = static_cast<float>(DotKey(q, p.keys[s], p.key_type, p.width)) * p.scale;
       top = std::max(top, p.scratch[s]);
     }
     double den = std::exp(p.sink[h] - top);
@@ -169,7 +185,7 @@ void Attend(const AttendParams& p) {
     for (int64_t s = 0; s < p.count; ++s) {
       const double e = std::exp(p.scratch[s] - top);
       den += e;
-      for (int i = 0; i < p.width; ++i) sum[i] += e * p.keys[s][i];
+      for (int i = 0; i < p.width; ++i) sum[i] += e * At(p.keys[s], p.key_type, i);
     }
     for (int i = 0; i < p.width; ++i) p.out[h * p.width + i] = static_cast<float>(sum[i] / den);
   }
@@ -191,11 +207,18 @@ void RouterScores(const RouterScoresParams& p) {
 
 }  // namespace
 
-const KernelTable& RefKernels() {
-  static const KernelTable table = {"ref",    "ref-double-1", Linear, RmsNorm, HcSplit,    HcHeadSplit,
-                                    HcCollapse, HcExpand,     Rope,   Pool,    IndexScores, Attend,
-                                    Swiglu,   RouterScores};
-  return table;
+const KernelTable& RefKernels(NumericMode mode) {
+  static const KernelTable exact = {"ref",      "ref-double-1", NumericMode::kExact, RoundToNothing, Linear, RmsNorm,
+                                    HcSplit,    HcHeadSplit,    HcCollapse,          HcExpand,       Rope,   Pool,
+                                    IndexScores, Attend,        Swiglu,              RouterScores};
+  static const KernelTable bf16 = [] {
+    KernelTable table = exact;
+    table.numerics_id = "ref-double-bf16-1";
+    table.mode = NumericMode::kBf16;
+    table.round = RoundToBf16;
+    return table;
+  }();
+  return mode == NumericMode::kBf16 ? bf16 : exact;
 }
 
 }  // namespace cachalot::kernels

@@ -126,11 +126,11 @@ TEST(Attend, CpuAgreesWithRefAndASinkFarAboveDoesNotOverflow) {
   if (!CpuKernels()) GTEST_SKIP() << "no AVX2";
   const int heads = 3, width = 72, count = 41;
   const auto q = Random(heads * width, 1), keys = Random(count * width, 2);
-  std::vector<const float*> rows;
+  std::vector<const void*> rows;
   for (int s = 0; s < count; ++s) rows.push_back(keys.data() + s * width);
   const std::vector<float> sink = {0.5f, 200.f, -90.f};
   std::vector<float> want(heads * width), got(heads * width), scratch(count);
-  AttendParams p = {q.data(), rows.data(), sink.data(), want.data(), scratch.data(), heads, width, count, 0.118f};
+  AttendParams p = {q.data(), rows.data(), DType::kF32, sink.data(), want.data(), scratch.data(), heads, width, count, 0.118f};
   RefKernels().attend(p);
   p.out = got.data();
   CpuKernels()->attend(p);
@@ -138,6 +138,46 @@ TEST(Attend, CpuAgreesWithRefAndASinkFarAboveDoesNotOverflow) {
     EXPECT_TRUE(std::isfinite(got[i]));
     EXPECT_NEAR(got[i], want[i], 64 * kEps * 4);  // scores of norm ~4, 41 terms
   }
+}
+
+TEST(Attend, Bf16KeysGiveTheBitsOfTheirExactValues) {
+  const int heads = 2, width = 72, count = 23;
+  const auto q = Random(heads * width, 1), keys = Random(count * width, 2);
+  std::vector<uint16_t> narrow(keys.size());
+  std::vector<float> wide(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) wide[i] = BF16ToFloat(narrow[i] = FloatToBF16(keys[i]));
+  std::vector<const void*> rows16, rows32;
+  for (int s = 0; s < count; ++s) {
+    rows16.push_back(narrow.data() + s * width);
+    rows32.push_back(wide.data() + s * width);
+  }
+  const std::vector<float> sink = {0.5f, -1.f}, weight = {0.3f, -0.7f};
+  for (const KernelTable* k : {&RefKernels(), CpuKernels()}) {
+    if (!k) continue;
+    std::vector<float> a(heads * width), b(heads * width), scratch(count), score_a(count), score_b(count);
+    k->attend({q.data(), rows16.data(), DType::kBF16, sink.data(), a.data(), scratch.data(), heads, width, count, .1f});
+    k->attend({q.data(), rows32.data(), DType::kF32, sink.data(), b.data(), scratch.data(), heads, width, count, .1f});
+    EXPECT_EQ(a, b) << k->name;
+    k->index_scores({q.data(), weight.data(), rows16.data(), DType::kBF16, score_a.data(), heads, width, count});
+    k->index_scores({q.data(), weight.data(), rows32.data(), DType::kF32, score_b.data(), heads, width, count});
+    EXPECT_EQ(score_a, score_b) << k->name;
+  }
+}
+
+TEST(Round, Bf16IsNearestEvenAndExactChangesNothing) {
+  const float third = 1.f / 3;
+  float x[] = {1.f, 1.f + 0x1p-8f, 1.f + 3 * 0x1p-8f, third, -0.f, 3.4e38f, std::nanf("")};
+  float y[] = {1.f, 1.f + 0x1p-8f, 1.f + 3 * 0x1p-8f, third, -0.f, 3.4e38f, std::nanf("")};
+  RefKernels(NumericMode::kBf16).round(x, 7);
+  EXPECT_EQ(x[0], 1.f);
+  EXPECT_EQ(x[1], 1.f);                // halfway: to even
+  EXPECT_EQ(x[2], 1.f + 4 * 0x1p-8f);  // halfway: to even
+  EXPECT_NEAR(x[3], third, third * 0x1p-9f);
+  EXPECT_TRUE(std::signbit(x[4]));
+  EXPECT_TRUE(std::isinf(x[5]));
+  EXPECT_TRUE(std::isnan(x[6]));
+  RefKernels().round(y, 7);
+  EXPECT_EQ(y[3], third);
 }
 
 TEST(HyperConnection, SplitGivesTheGoldenNumbers) {  // spec 12.2
@@ -192,6 +232,9 @@ TEST(Select, NamesWhatItAccepts) {
   EXPECT_TRUE(SelectKernels("auto").ok());
   const auto bad = SelectKernels("gpu");
   EXPECT_EQ(bad.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ((*SelectKernels("ref", "bf16"))->mode, NumericMode::kBf16);
+  EXPECT_NE(std::string((*SelectKernels("ref", "bf16"))->numerics_id), (*SelectKernels("ref"))->numerics_id);
+  EXPECT_EQ(SelectKernels("ref", "fp8").status().code(), StatusCode::kInvalidArgument);
 }
 
 }  // namespace

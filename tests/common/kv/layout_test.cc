@@ -100,8 +100,8 @@ TEST_F(LayoutTest, ContainsChecksEveryField) {
 TEST_F(LayoutTest, DescribeNamesWidthsAndRings) {
   EXPECT_EQ(
       layout_.Describe(),
-      "swa_kv:f32x8x4,ring 16;csa_kv:f32x8x2;indexer_kv:f32x4x2;hca_kv:f32x8x1;csa_state:f32x32x2,ring 8;"
-      "indexer_state:f32x16x2,ring 8;hca_state:f32x16x1,ring 128;");
+      "swa_kv:F32x8x4,ring 16;csa_kv:F32x8x2;indexer_kv:F32x4x2;hca_kv:F32x8x1;csa_state:F32x32x2,ring 8;"
+      "indexer_state:F32x16x2,ring 8;hca_state:F32x16x1,ring 128;");
 }
 
 }  // namespace

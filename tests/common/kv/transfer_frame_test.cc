@@ -23,7 +23,7 @@ class TransferTest : public testing::Test {
     float next = 1;
     for (const RowRange& range : HandOffRows(layout(), kTokens))
       for (int64_t r = 0; r < range.count; ++r)
-        for (int i = 0; i < layout().pool(range.pool).row_floats; ++i)
+        for (int i = 0; i < layout().pool(range.pool).row_values; ++i)
           source_.Row(range.pool, range.layer, range.first + r)[i] = next++;
     source_.SetTokens(kTokens);
   }
@@ -56,7 +56,7 @@ class TransferTest : public testing::Test {
       for (int64_t r = range.first; r < range.first + range.count; ++r)
         EXPECT_EQ(
             0, std::memcmp(source_.Row(range.pool, range.layer, r), target_.Row(range.pool, range.layer, r),
-                           layout().pool(range.pool).row_floats * sizeof(float)));
+                           layout().pool(range.pool).row_values * sizeof(float)));
   }
 
   BlockPools pools_{

@@ -6,47 +6,16 @@
 #include <cstring>
 #include <filesystem>
 
-#include "common/model/forward.h"
+#include "tests/common/model/test_engine.h"
 #include "tests/support/oracle.h"
 
 namespace cachalot {
 namespace {
 
 using testing::OracleCase;
+using Engine = testing::TestEngine;
 
 constexpr double kTolerance = 1e-4;
-
-/// A model on one back end with its own KV.
-class Engine {
- public:
-  Engine(const std::string& directory, const kernels::KernelTable& kernels, int threads = 1)
-      : threads_(threads), weights_(*ModelWeights::Load(directory, WeightSelection::All())),
-        model_(weights_, kernels, threads_), pools_(KvLayout(KvShapeOf(weights_->config)), 4, 4096),
-        experts_(ExpertTable(*weights_), kernels, threads_, weights_->config.swiglu_limit) {}
-
-  SequenceKv NewSequence(int64_t tokens) { return *pools_.Reserve(tokens); }
-
-  /// Logits of every id, `chunk` ids a step.
-  std::vector<float> Run(SequenceKv& kv, std::span<const int32_t> ids, size_t chunk) {
-    std::vector<float> all;
-    for (size_t at = 0; at < ids.size(); at += chunk) {
-      const Segment segment{&kv, ids.subspan(at, std::min(chunk, ids.size() - at)), true};
-      const auto logits = model_.Forward({&segment, 1}, experts_);
-      EXPECT_TRUE(logits.ok()) << logits.status();
-      all.insert(all.end(), logits->data, logits->data + logits->first[1] * logits->vocab);
-    }
-    return all;
-  }
-
-  BlockPools& pools() { return pools_; }
-
- private:
-  ThreadPool threads_;
-  std::shared_ptr<const ModelWeights> weights_;
-  Model model_;
-  BlockPools pools_;
-  LocalExperts experts_;
-};
 
 double WorstError(std::span<const float> got, std::span<const float> want) {
   EXPECT_EQ(got.size(), want.size());

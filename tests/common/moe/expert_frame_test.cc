@@ -136,7 +136,7 @@ TEST(ExpertFrame, EveryWrongHeaderFieldIsNamed) {
   refused([](H& h) { h.kind = static_cast<ExpertFrameKind>(4); }, "kind 4");
   refused([](H& h) { h.kind = ExpertFrameKind::kReply; }, "no call");
   refused([](H& h) { h.kind = ExpertFrameKind::kError, h.assignments = 0; }, "an error with rows");
-  refused([](H& h) { h.wire_type = 1; }, "wire type 1");
+  refused([](H& h) { h.wire_type = static_cast<ExpertWireType>(2); }, "wire type 2");
   refused([](H& h) { h.rows = 3; }, "counts");
   refused([](H& h) { h.rows = 0; }, "no rows");
   refused([](H& h) { h.slots = 0; }, "no rows");
