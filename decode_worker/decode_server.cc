@@ -1,5 +1,7 @@
 #include "decode_worker/decode_server.h"
 
+#include "common/moe/observed_experts.h"
+
 #include <functional>
 
 #include "common/base/ids.h"
@@ -60,7 +62,10 @@ Status DecodeServer::Start(StepLoop::MakeExperts make_experts) {
     auto shared = std::make_shared<std::vector<TokenOut>>(std::move(tokens));
     control_->Post([this, shared] { sessions_.Deliver(std::move(*shared)); });
   };
-  RETURN_IF_ERROR(step_.Start(std::move(make_experts), deliver, options_.experts_ready));
+  RETURN_IF_ERROR(step_.Start(
+      Observed(std::move(make_experts), &steady_,
+               [this](Duration time) { metrics_.expert_call_seconds.Observe(Seconds(time)); }),
+      deliver, options_.experts_ready));
   control_->Post([this] {
     ready_ = true;
     sessions_.Accept();

@@ -72,6 +72,7 @@ class DecodeServer {
   BlockPools pools_;
   const v1::Compat compat_;
   DecodeMetrics metrics_;
+  const SteadyClock steady_;  // for latencies; `clock` may be a test's
   StepLoop step_;
   LeaseTable leases_;
   KvIntake intake_;

@@ -20,6 +20,9 @@ DecodeMetrics::DecodeMetrics(MetricsRegistry& registry)
       batch(registry.AddHistogram("cachalot_decode_batch_size", "Sequences per step.",
                                   ExponentialBuckets(1, 2, 12))),
       step_seconds(registry.AddHistogram("cachalot_decode_step_seconds", "Duration of a step.",
-                                         ExponentialBuckets(0.0001, 2, 18))) {}
+                                         ExponentialBuckets(0.0001, 2, 18))),
+      expert_call_seconds(registry.AddHistogram("cachalot_decode_expert_call_seconds",
+                                                "One MoE layer's experts, from dispatch to the last partial.",
+                                                ExponentialBuckets(0.00001, 2, 20))) {}
 
 }  // namespace cachalot

@@ -20,6 +20,7 @@ struct DecodeMetrics {
   Gauge& sessions;
   Histogram& batch;
   Histogram& step_seconds;
+  Histogram& expert_call_seconds;  // one MoE layer, from dispatch to the last partial
 };
 
 }  // namespace cachalot

@@ -16,6 +16,9 @@ PrefillMetrics::PrefillMetrics(MetricsRegistry& registry)
                                          ExponentialBuckets(1, 2, 14))),
       chunk_seconds(registry.AddHistogram("cachalot_prefill_chunk_seconds", "Time of a chunk's forward pass",
                                           ExponentialBuckets(0.0005, 2, 16))),
+      expert_call_seconds(registry.AddHistogram("cachalot_prefill_expert_call_seconds",
+                                                "One MoE layer's experts, from dispatch to the last partial",
+                                                ExponentialBuckets(0.00001, 2, 20))),
       first_token_seconds(registry.AddHistogram("cachalot_prefill_first_token_seconds",
                                                 "From a call's arrival to its first token",
                                                 ExponentialBuckets(0.001, 2, 16))) {}

@@ -16,6 +16,7 @@ struct PrefillMetrics {
   Gauge& queue_length;
   Histogram& chunk_tokens;
   Histogram& chunk_seconds;
+  Histogram& expert_call_seconds;  // one MoE layer, from dispatch to the last partial
   Histogram& first_token_seconds;
 };
 

@@ -1,5 +1,7 @@
 #include "prefill_worker/prefill_server.h"
 
+#include "common/moe/observed_experts.h"
+
 #include <utility>
 
 #include "common/base/ids.h"
@@ -52,7 +54,10 @@ Status PrefillServer::Start(PrefillStepLoop::MakeExperts make_experts) {
   RETURN_IF_ERROR(server_.Start().status());
   control_->Start();
   health_.Set("liveness", true);
-  RETURN_IF_ERROR(step_.Start(std::move(make_experts), options_.experts_ready));
+  RETURN_IF_ERROR(step_.Start(
+      Observed(std::move(make_experts), &clock_,
+               [this](Duration time) { metrics_.expert_call_seconds.Observe(Seconds(time)); }),
+      options_.experts_ready));
   control_->Spawn(WatchStepThread(), "liveness of the step thread");
   service_->Open();
   for (const char* service : {"", "readiness"}) health_.Set(service, true);

@@ -65,6 +65,7 @@ class PrefillServer {
   PrefillMetrics metrics_;
   BlockPools pools_;
   Model model_;
+  const SteadyClock clock_;
   PrefillStepLoop step_;
   v1::Description description_;
   rpc::HealthState health_;
