@@ -20,10 +20,12 @@ Status Admit(const SequenceState& state, const ModelLimits& limits) {
   RETURN_IF_ERROR(CheckIds("stop_token_ids", state.params.stop_token_ids, limits.vocab_size));
   RETURN_IF_ERROR(CheckIds("ids", state.forced, limits.vocab_size));
   if (state.params.max_tokens < 1)
-    return InvalidArgument("max_tokens is " + std::to_string(state.params.max_tokens) + ", wanted at least 1");
+    return InvalidArgument("max_tokens is " + std::to_string(state.params.max_tokens) +
+                           ", wanted at least 1");
   if (static_cast<int64_t>(state.emitted.size()) >= state.params.max_tokens)
     return InvalidArgument("resume_tokens has " + std::to_string(state.emitted.size()) +
-                           " tokens, max_tokens allows " + std::to_string(state.params.max_tokens) + " in all");
+                           " tokens, max_tokens allows " + std::to_string(state.params.max_tokens) +
+                           " in all");
   RETURN_IF_ERROR(ValidateSamplingParams(state.params.sampling));
   const auto prompt = static_cast<int64_t>(state.prompt.size());
   if (prompt + state.params.max_tokens > limits.max_context_tokens)

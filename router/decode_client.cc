@@ -1,5 +1,6 @@
 #include "router/decode_client.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/base/log.h"
@@ -20,13 +21,20 @@ WorkerLoad FromProto(const v1::Load& load) {
 
 struct DecodeClient::Session {
   Session(rpc::Loop* loop, const rpc::CallOptions& options)
-      : stream(loop, options), writes(loop, &stream, kSessionQueueLimit), beats(loop), over(loop) {}
+      : stream(loop, options), writes(loop, &stream, kSessionQueueLimit), beats(loop), news(loop) {}
 
   Stream stream;
   rpc::WriteQueue<Stream> writes;
   rpc::TaskGroup beats;
-  rpc::Event over;
+  rpc::Event news;  // for the heartbeat: another interval, or the end
+  bool over = false;
   TimePoint last_heard;
+  Duration beat;  // how often we show that we are alive
+  Status broken;  // why we ended it
+  void Break(Status why) {
+    if (broken.ok()) broken = std::move(why);
+    stream.TryCancel();
+  }
 };
 
 class DecodeClient::Call final : public RemoteLease {
@@ -66,7 +74,8 @@ class DecodeClient::Call final : public RemoteLease {
     event.token = token;
     event.finish = finish;
     event.logits.resize(logits.size() / sizeof(float));
-    std::memcpy(event.logits.data(), logits.data(), event.logits.size() * sizeof(float));
+    if (!event.logits.empty())
+      std::memcpy(event.logits.data(), logits.data(), event.logits.size() * sizeof(float));
     queue_->Push(std::move(event));
   }
   void Failed(Status status) {
@@ -86,21 +95,34 @@ class DecodeClient::Call final : public RemoteLease {
 
 DecodeClient::DecodeClient(rpc::Loop* loop, std::string address, uint64_t router_epoch, ClusterView* cluster,
                            DecodeClientOptions options)
-    : loop_(loop), address_(std::move(address)), router_epoch_(router_epoch), cluster_(cluster), options_(options),
-      channel_(rpc::CreateChannel(address_, {.max_message_bytes = kSessionMessageBytes})),
-      stub_(v1::Decode::NewStub(channel_)), describe_stub_(v1::Cluster::NewStub(channel_)) {}
+    : loop_(loop),
+      address_(std::move(address)),
+      router_epoch_(router_epoch),
+      cluster_(cluster),
+      options_(options) {
+  NewChannel();
+}
 
 DecodeClient::~DecodeClient() = default;
 
+// A connection whose peer has vanished without a word looks alive for many minutes: one that is silent is
+// left behind.
+void DecodeClient::NewChannel() {
+  channel_ = rpc::CreateChannel(address_, {.max_message_bytes = kSessionMessageBytes});
+  stub_ = v1::Decode::NewStub(channel_);
+  describe_stub_ = v1::Cluster::NewStub(channel_);
+}
+
 rpc::Task<void> DecodeClient::Run() {
   while (!loop_->stopping()) {
-    const bool was_healthy = health_.ok();
     Status status = co_await RunSession();
-    const Status ended = Annotate(status.ok() ? Unavailable("the session ended") : status, "decode worker " + address_);
-    if (was_healthy || health_.ok() || StatusMessage(health_) != StatusMessage(ended))
+    const Status ended =
+        Annotate(status.ok() ? Unavailable("the session ended") : status, "decode worker " + address_);
+    if (StatusMessage(health_) != StatusMessage(ended))
       LogWarning(StatusMessage(ended) + "; connecting again");
     health_ = ended;
     FailAll(MakeStatus(StatusCode::kUnavailable, StatusMessage(ended)));
+    if (ended.code() == StatusCode::kDeadlineExceeded) NewChannel();
     co_await rpc::SleepFor(loop_, options_.reconnect_delay, &loop_->scope());
   }
 }
@@ -119,6 +141,7 @@ rpc::Task<Status> DecodeClient::RunSession() {
   const Status described = co_await Describe();
   CO_RETURN_IF_ERROR(described);
   Session session(loop_, {});
+  session.beat = options_.heartbeat_interval;
   const bool started = co_await session.stream.Start(stub_.get(), &v1::Decode::Stub::PrepareAsyncSession);
   if (!started) {
     Status status = co_await session.stream.Finish();
@@ -132,32 +155,33 @@ rpc::Task<Status> DecodeClient::RunSession() {
   Send(std::move(hello));
   session.beats.Spawn(Beat(&session), "decode session heartbeat");
   v1::SessionResponse response;
-  while (co_await session.stream.Read(&response)) {
+  while (session.broken.ok() && co_await session.stream.Read(&response)) {
     session.last_heard = loop_->Now();
     Dispatch(response);
   }
-  const bool silent = loop_->Now() - session.last_heard >= options_.silence_limit;
   session_ = nullptr;
-  session.over.Set();
+  if (health_.ok()) health_ = Unavailable("decode worker " + address_ + ": its session is ending");
   session.writes.Close();
-  session.stream.TryCancel();
+  // The stream has ended or we broke it. Cancelling it now could hide the status that says why it ended.
   Status status = co_await session.stream.Finish();
+  session.over = true;
+  session.news.Set();
   co_await session.beats.JoinAll();
   while (!co_await session.writes.Flush(TimePoint::max())) co_await rpc::Yield(loop_);
-  if (silent) status = Unavailable("no sign of life for " + std::to_string(Seconds(options_.silence_limit)) + " s");
-  co_return status;
+  co_return session.broken.ok() ? status : session.broken;
 }
 
 /// Our signs of life, and the watch over the worker's.
 rpc::Task<void> DecodeClient::Beat(Session* session) {
   for (;;) {
-    const TimePoint next = loop_->Now() + options_.heartbeat_interval;
-    const bool over = co_await session->over.WaitUntil(next);
-    if (over) co_return;
-    if (loop_->stopping() || loop_->Now() - session->last_heard >= options_.silence_limit) {
-      session->stream.TryCancel();
-      co_return;
-    }
+    const TimePoint next = loop_->Now() + session->beat;
+    co_await session->news.WaitUntil(next);
+    session->news.Reset();
+    if (session->over) co_return;
+    if (loop_->stopping()) co_return session->Break(Unavailable("the router is shutting down"));
+    if (loop_->Now() - session->last_heard >= options_.silence_limit)
+      co_return session->Break(
+          DeadlineExceeded("no sign of life for " + std::to_string(Seconds(options_.silence_limit)) + " s"));
     v1::SessionRequest beat;
     beat.mutable_heartbeat();
     Send(std::move(beat));
@@ -167,7 +191,9 @@ rpc::Task<void> DecodeClient::Beat(Session* session) {
 void DecodeClient::Send(v1::SessionRequest request) {
   if (session_ == nullptr) return;
   using Writes = rpc::WriteQueue<Stream>;
-  if (session_->writes.Push(std::move(request)) == Writes::Pushed::kFull) session_->stream.TryCancel();
+  if (session_->writes.Push(std::move(request)) == Writes::Pushed::kFull)
+    session_->Break(
+        Unavailable("it reads too slowly: " + std::to_string(kSessionQueueLimit) + " messages wait for it"));
 }
 
 std::unique_ptr<DecodeCall> DecodeClient::Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) {
@@ -194,6 +220,11 @@ void DecodeClient::Dispatch(const v1::SessionResponse& response) {
   switch (response.message_case()) {
     case v1::SessionResponse::kHello:
       load_ = FromProto(response.hello().load());
+      if (response.hello().heartbeat_ms() > 0) {
+        const std::chrono::milliseconds asked(response.hello().heartbeat_ms());
+        session_->beat = std::min<Duration>(session_->beat, asked);
+        session_->news.Set();
+      }
       health_ = OkStatus();
       LogInfo("decode worker " + address_ + " is ready");
       break;
@@ -218,14 +249,17 @@ void DecodeClient::Dispatch(const v1::SessionResponse& response) {
 
 void DecodeClient::DispatchStep(const v1::StepBatch& batch) {
   static const std::string kNone;
-  load_ = FromProto(batch.load());
   const int count = batch.handles_size();
   if (batch.indices_size() != count || batch.tokens_size() != count || batch.finish_size() != count ||
       (batch.logits_size() != 0 && batch.logits_size() != count)) {
-    LogError("decode worker " + address_ + " sent a malformed step batch");
-    session_->stream.TryCancel();
+    session_->Break(Internal("it sent a malformed step batch: " + std::to_string(count) + " handles, " +
+                             std::to_string(batch.indices_size()) + " indices, " +
+                             std::to_string(batch.tokens_size()) + " tokens, " +
+                             std::to_string(batch.finish_size()) + " finish reasons, " +
+                             std::to_string(batch.logits_size()) + " rows of logits"));
     return;
   }
+  load_ = FromProto(batch.load());
   for (int i = 0; i < count; ++i)
     if (Call* call = Find(batch.handles(i)))
       call->Token(batch.indices(i), batch.tokens(i), cachalot::FromProto(batch.finish(i)),

@@ -1,6 +1,7 @@
 #pragma once
-// A decode worker over gRPC: one Session that carries all of this router's requests (protos: decode.proto). It connects,
-// says hello, beats, and connects again by itself; when the Session breaks every request on it fails UNAVAILABLE.
+// A decode worker over gRPC: one Session that carries all of this router's requests (protos: decode.proto).
+// It connects, says hello, beats, and connects again by itself; when the Session breaks every request on it
+// fails UNAVAILABLE.
 
 #include <map>
 #include <memory>
@@ -54,6 +55,7 @@ class DecodeClient final : public DecodeWorker {
   rpc::Task<Status> RunSession();
   rpc::Task<void> Beat(Session* session);
   rpc::Task<Status> Describe();
+  void NewChannel();
   void Dispatch(const v1::SessionResponse& response);
   void DispatchStep(const v1::StepBatch& batch);
   void FailAll(const Status& status);

@@ -11,8 +11,10 @@ constexpr int kDefaultMaxTokens = 16;
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsResponse& assets) {
-  ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::Parse(assets.config_json(), assets.model() + "/config.json"));
+StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsResponse& assets,
+                                                   const std::string& mode) {
+  ASSIGN_OR_RETURN(const ModelConfig config,
+                   ModelConfig::Parse(assets.config_json(), assets.model() + "/config.json"));
   std::unique_ptr<Frontend> front(new Frontend);
   if (!assets.tokenizer_json().empty()) {
     ASSIGN_OR_RETURN(front->tokenizer_,
@@ -24,7 +26,7 @@ StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsRespo
   front->info_.set_max_context_tokens(config.max_position_embeddings);
   front->info_.mutable_eos_token_ids()->Assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
   front->info_.set_has_tokenizer(front->tokenizer_ != nullptr);
-  front->info_.set_mode("exact");
+  front->info_.set_mode(mode);
   front->info_.set_version(CACHALOT_VERSION);
   return front;
 }
@@ -37,7 +39,8 @@ StatusOr<std::vector<int32_t>> Frontend::EncodeText(const std::string& text) con
 StatusOr<std::vector<int32_t>> Frontend::EncodeChat(const v1::Chat& chat) const {
   if (!tokenizer_) return FailedPrecondition("this model has no tokenizer: send token_ids");
   std::vector<ChatMessage> messages;
-  for (const v1::ChatMessage& message : chat.messages()) messages.push_back({message.role(), message.content()});
+  for (const v1::ChatMessage& message : chat.messages())
+    messages.push_back({message.role(), message.content()});
   return cachalot::EncodeChat(*tokenizer_, messages);
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// What the router knows of the model: its tokenizer and its limits. Immutable; built from a directory or from what a
-// worker serves.
+// What the router knows of the model: its tokenizer and its limits. Immutable; built from a directory or from
+// what a worker serves.
 
 #include <memory>
 #include <optional>
@@ -17,7 +17,9 @@ namespace cachalot {
 
 class Frontend {
  public:
-  static StatusOr<std::unique_ptr<Frontend>> Make(const v1::GetModelAssetsResponse& assets);
+  /// `mode`: the workers' numeric mode, for GetModelInfo.
+  static StatusOr<std::unique_ptr<Frontend>> Make(const v1::GetModelAssetsResponse& assets,
+                                                  const std::string& mode = "exact");
 
   const ModelLimits& limits() const { return limits_; }
   const Tokenizer* tokenizer() const { return tokenizer_.get(); }

@@ -10,8 +10,9 @@ namespace {
 /// Writes the flow's output as public events.
 class ResponseSink final : public FlowSink {
  public:
-  ResponseSink(const Frontend& frontend, const SequenceState& state, rpc::ServerWriter<v1::GenerateResponse>* writer,
-               rpc::Loop* loop, Histogram* first_token_seconds)
+  ResponseSink(const Frontend& frontend, const SequenceState& state,
+               rpc::ServerWriter<v1::GenerateResponse>* writer, rpc::Loop* loop,
+               Histogram* first_token_seconds)
       : writer_(writer), loop_(loop), first_token_seconds_(first_token_seconds), start_(loop->Now()) {
     started_.set_request_id(state.request_id);
     started_.set_prompt_tokens(static_cast<int32_t>(state.prompt.size()));
@@ -42,7 +43,8 @@ class ResponseSink final : public FlowSink {
   rpc::Task<bool> Finished(const FlowResult& result) {
     v1::GenerateResponse response;
     v1::Finished* finished = response.mutable_finished();
-    finished->set_reason(result.finish == FinishReason::kLength ? v1::FINISH_REASON_LENGTH : v1::FINISH_REASON_STOP);
+    finished->set_reason(result.finish == FinishReason::kLength ? v1::FINISH_REASON_LENGTH
+                                                                : v1::FINISH_REASON_STOP);
     if (decoder_) finished->set_text(decoder_->Finish());
     finished->mutable_usage()->set_prompt_tokens(started_.prompt_tokens());
     finished->mutable_usage()->set_completion_tokens(static_cast<int32_t>(result.output_tokens));
@@ -83,22 +85,26 @@ class LogitsSink final : public FlowSink {
 
 GenerationService::GenerationService(rpc::Server* server, rpc::Loop* loop, FlowContext* flow,
                                      MetricsRegistry* metrics, bool debug_logits)
-    : loop_(loop), flow_(flow),
-      requests_(metrics->AddCounter("cachalot_router_requests_total", "Generate requests that were admitted")),
-      failures_(metrics->AddCounter("cachalot_router_failures_total", "Admitted requests that ended with an error")),
-      cancelled_(metrics->AddCounter("cachalot_router_cancelled_total", "Admitted requests that the client left")),
+    : loop_(loop),
+      flow_(flow),
+      requests_(
+          metrics->AddCounter("cachalot_router_requests_total", "Generate requests that were admitted")),
+      failures_(metrics->AddCounter("cachalot_router_failures_total",
+                                    "Admitted requests that ended with an error")),
+      cancelled_(
+          metrics->AddCounter("cachalot_router_cancelled_total", "Admitted requests that the client left")),
       tokens_(metrics->AddCounter("cachalot_router_tokens_total", "Output tokens sent")),
       running_(metrics->AddGauge("cachalot_router_running_requests", "Requests in progress")),
-      first_token_seconds_(metrics->AddHistogram("cachalot_router_first_token_seconds", "Arrival to first token",
+      first_token_seconds_(metrics->AddHistogram("cachalot_router_first_token_seconds",
+                                                 "Arrival to first token",
                                                  ExponentialBuckets(0.0005, 2, 18))),
       request_seconds_(metrics->AddHistogram("cachalot_router_request_seconds", "Arrival to end",
                                              ExponentialBuckets(0.001, 2, 18))) {
   using Service = v1::Inference::AsyncService;
-  server->ServerStreaming(loop, &inference_, &Service::RequestGenerate,
-                          [this](rpc::ServerCall& call, const v1::GenerateRequest& request,
-                                 rpc::ServerWriter<v1::GenerateResponse>& writer) {
-                            return Generate(call, request, writer);
-                          });
+  server->ServerStreaming(
+      loop, &inference_, &Service::RequestGenerate,
+      [this](rpc::ServerCall& call, const v1::GenerateRequest& request,
+             rpc::ServerWriter<v1::GenerateResponse>& writer) { return Generate(call, request, writer); });
   server->Unary(loop, &inference_, &Service::RequestTokenize,
                 [this](rpc::ServerCall&, const v1::TokenizeRequest& request, v1::TokenizeResponse* response) {
                   return Tokenize(request, response);
@@ -108,11 +114,10 @@ GenerationService::GenerationService(rpc::Server* server, rpc::Loop* loop, FlowC
                   return GetModelInfo(response);
                 });
   if (debug_logits)
-    server->ServerStreaming(loop, &debug_, &v1::Debug::AsyncService::RequestLogits,
-                            [this](rpc::ServerCall& call, const v1::LogitsRequest& request,
-                                   rpc::ServerWriter<v1::LogitsResponse>& writer) {
-                              return Logits(call, request, writer);
-                            });
+    server->ServerStreaming(
+        loop, &debug_, &v1::Debug::AsyncService::RequestLogits,
+        [this](rpc::ServerCall& call, const v1::LogitsRequest& request,
+               rpc::ServerWriter<v1::LogitsResponse>& writer) { return Logits(call, request, writer); });
 }
 
 void GenerationService::Serve(std::shared_ptr<const Frontend> frontend) {
@@ -150,7 +155,8 @@ rpc::Task<Status> GenerationService::Generate(rpc::ServerCall& call, const v1::G
   co_return OkStatus();
 }
 
-void GenerationService::Count(const std::string& request_id, const StatusOr<FlowResult>& result, TimePoint start) {
+void GenerationService::Count(const std::string& request_id, const StatusOr<FlowResult>& result,
+                              TimePoint start) {
   const double seconds = Seconds(loop_->Now() - start);
   request_seconds_.Observe(seconds);
   if (result.ok()) {
@@ -165,11 +171,13 @@ void GenerationService::Count(const std::string& request_id, const StatusOr<Flow
   }
 }
 
-rpc::Task<Status> GenerationService::Tokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) {
+rpc::Task<Status> GenerationService::Tokenize(const v1::TokenizeRequest& request,
+                                              v1::TokenizeResponse* response) {
   CO_RETURN_IF_ERROR(Ready());
   if (request.input_case() == v1::TokenizeRequest::INPUT_NOT_SET)
     co_return InvalidArgument("no input: wanted text or chat");
-  auto ids = request.has_chat() ? frontend_->EncodeChat(request.chat()) : frontend_->EncodeText(request.text());
+  auto ids =
+      request.has_chat() ? frontend_->EncodeChat(request.chat()) : frontend_->EncodeText(request.text());
   CO_RETURN_IF_ERROR(ids.status());
   response->mutable_ids()->Assign(ids->begin(), ids->end());
   co_return OkStatus();

@@ -14,8 +14,8 @@ namespace cachalot {
 
 class GenerationService {
  public:
-  /// Registers on `loop` before Server::Start; all pointers must outlive the server. Requests get UNAVAILABLE until
-  /// Serve. `debug_logits` registers the Debug service.
+  /// Registers on `loop` before Server::Start; all pointers must outlive the server. Requests get UNAVAILABLE
+  /// until Serve. `debug_logits` registers the Debug service.
   GenerationService(rpc::Server* server, rpc::Loop* loop, FlowContext* flow, MetricsRegistry* metrics,
                     bool debug_logits);
 

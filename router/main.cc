@@ -1,6 +1,7 @@
 // cachalot-router: the public gRPC API in front of prefill and decode workers.
 
 #include <cstdio>
+#include <thread>
 
 #include "common/base/ids.h"
 #include "common/base/log.h"
@@ -50,9 +51,12 @@ StatusOr<ParsedArgs> ParseConfig(int argc, char** argv, Config& config, std::str
 class Router {
  public:
   explicit Router(const Config& config)
-      : config_(config), server_({.listen = config.listen, .max_message_bytes = kPublicMessageBytes}),
-        loop_(server_.AddLoop({.name = "router"})), health_service_(&server_, loop_, &health_),
-        flow_{loop_, &decode_, &prefill_, {}, {}}, service_(&server_, loop_, &flow_, &metrics_, config.debug_logits) {
+      : config_(config),
+        server_({.listen = config.listen, .max_message_bytes = kPublicMessageBytes}),
+        loop_(server_.AddLoop({.name = "router"})),
+        health_service_(&server_, loop_, &health_),
+        flow_{loop_, &decode_, &prefill_, {}, {}},
+        service_(&server_, loop_, &flow_, &metrics_, config.debug_logits) {
     const uint64_t epoch = RandomId();
     for (const std::string& address : config.decode) {
       auto client = std::make_unique<DecodeClient>(loop_, address, epoch, &cluster_);
@@ -67,9 +71,10 @@ class Router {
   }
 
   Status Start(std::string* address) {
+    // First, so that nothing is served yet when it fails.
+    ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen, metrics_));
     ASSIGN_OR_RETURN(const int port, server_.Start());
     *address = config_.listen.substr(0, config_.listen.rfind(':') + 1) + std::to_string(port);
-    ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen, metrics_));
     loop_->Start();
     health_.Set("", true);
     health_.Set("liveness", true);
@@ -77,25 +82,28 @@ class Router {
     return OkStatus();
   }
 
-  /// Waits for the model's files and for one usable worker of each kind; says what is missing meanwhile.
+  /// Waits for one usable worker of each kind and for the model's files; says what is missing meanwhile.
   Status AwaitWorkers(const RoleProcess& process) {
-    std::shared_ptr<const Frontend> frontend;
-    TimePoint said = std::chrono::steady_clock::now();
-    while (!process.stopping()) {
-      if (!frontend) {
-        ASSIGN_OR_RETURN(frontend, LoadFrontend());
-      }
-      const auto missing = rpc::BlockOn(loop_, Missing(this, kSayWhatIsMissing), std::chrono::seconds(10),
-                                        "waiting for workers");
+    StatusOr<v1::GetModelAssetsResponse> assets = NotFound("no worker asked yet");
+    if (!config_.model.empty()) {
+      ASSIGN_OR_RETURN(assets, ReadModelAssets(config_.model));
+    }
+    for (TimePoint said = std::chrono::steady_clock::now(); !process.stopping();) {
+      auto missing = rpc::BlockOn(loop_, Missing(this, kSayWhatIsMissing), std::chrono::seconds(10),
+                                  "waiting for workers");
       RETURN_IF_ERROR(missing.status());
-      if (missing->empty() && frontend) break;
+      if (missing->empty()) {
+        if (!assets.ok()) assets = FetchAssets();
+        if (assets.ok()) return Serve(*assets);
+        *missing = "the model's files: " + StatusMessage(assets.status());
+        std::this_thread::sleep_for(
+            kLook);  // workers that are there but refuse must not be asked in a frenzy
+      }
       const TimePoint now = std::chrono::steady_clock::now();
-      if (now - said >= kSayWhatIsMissing) LogInfo("waiting for workers: " + *missing);
+      if (now - said < kSayWhatIsMissing) continue;
+      LogInfo("waiting for workers: " + *missing);
       said = now;
     }
-    if (!frontend) return OkStatus();
-    service_.Serve(std::move(frontend));
-    health_.Set("readiness", true);
     return OkStatus();
   }
 
@@ -107,23 +115,25 @@ class Router {
   }
 
  private:
-  /// Null when no worker has answered yet; an error only for files that can never work.
-  StatusOr<std::shared_ptr<const Frontend>> LoadFrontend() {
+  StatusOr<v1::GetModelAssetsResponse> FetchAssets() {
     StatusOr<v1::GetModelAssetsResponse> assets = NotFound("no worker asked yet");
-    if (!config_.model.empty()) {
-      ASSIGN_OR_RETURN(assets, ReadModelAssets(config_.model));
-    } else {
-      std::vector<std::string> workers = config_.decode;
-      workers.insert(workers.end(), config_.prefill.begin(), config_.prefill.end());
-      for (const std::string& address : workers) {
-        if (assets.ok()) break;
-        assets = rpc::BlockOn(loop_, FetchModelAssets(loop_, address, loop_->Now() + std::chrono::seconds(2)),
-                              std::chrono::seconds(5), "fetching the model's files from a worker");
-      }
+    std::vector<std::string> workers = config_.decode;
+    workers.insert(workers.end(), config_.prefill.begin(), config_.prefill.end());
+    for (const std::string& address : workers) {
+      assets = rpc::BlockOn(loop_, FetchModelAssets(loop_, address, loop_->Now() + std::chrono::seconds(2)),
+                            std::chrono::seconds(5), "fetching the model's files from a worker");
+      if (assets.ok()) break;
     }
-    if (!assets.ok()) return std::shared_ptr<const Frontend>();
-    ASSIGN_OR_RETURN(std::unique_ptr<Frontend> frontend, Frontend::Make(*assets));
-    return std::shared_ptr<const Frontend>(std::move(frontend));
+    return assets;
+  }
+
+  Status Serve(const v1::GetModelAssetsResponse& assets) {
+    // Set by the first worker that was usable, and never changed.
+    ASSIGN_OR_RETURN(std::shared_ptr<const Frontend> frontend,
+                     Frontend::Make(assets, cluster_.compat()->mode()));
+    service_.Serve(std::move(frontend));
+    health_.Set("readiness", true);
+    return OkStatus();
   }
 
   static rpc::Task<std::string> Missing(Router* router, Duration at_most) {
@@ -135,7 +145,8 @@ class Router {
       missing = (decode.ok() ? "" : "decode: " + StatusMessage(decode.status()) + ". ") +
                 (prefill.ok() ? "" : "prefill: " + StatusMessage(prefill.status()));
       if (missing.empty()) break;
-    } while (co_await rpc::SleepFor(router->loop_, kLook, &router->loop_->scope()) && router->loop_->Now() < end);
+    } while (co_await rpc::SleepFor(router->loop_, kLook, &router->loop_->scope()) &&
+             router->loop_->Now() < end);
     co_return missing;
   }
 

@@ -7,7 +7,8 @@ namespace cachalot {
 StatusOr<Placement> Place(std::span<const WorkerView> workers, int64_t kv_tokens) {
   std::optional<size_t> best;
   const auto key = [&](const WorkerView& w) {
-    return std::make_tuple(w.excluded, w.free_kv_tokens < kv_tokens, w.assigned, w.reported, -w.free_kv_tokens);
+    return std::make_tuple(w.excluded, w.free_kv_tokens < kv_tokens, w.assigned, w.reported,
+                           -w.free_kv_tokens);
   };
   std::string wrong;
   for (size_t i = 0; i < workers.size(); ++i) {
@@ -20,7 +21,8 @@ StatusOr<Placement> Place(std::span<const WorkerView> workers, int64_t kv_tokens
   if (!best) return Unavailable(wrong.empty() ? "no worker is configured" : "no worker is usable: " + wrong);
   const WorkerView& w = workers[*best];
   return Placement{*best, w.name + " (assigned " + std::to_string(w.assigned) + ", reported " +
-                              std::to_string(w.reported) + (w.excluded ? ", again for want of another)" : ")")};
+                              std::to_string(w.reported) +
+                              (w.excluded ? ", again for want of another)" : ")")};
 }
 
 }  // namespace cachalot

@@ -13,10 +13,11 @@ namespace cachalot {
 
 struct WorkerView {
   std::string name;
-  Status health;               // OK, or why it cannot be used
-  bool excluded = false;       // this request has failed there already
-  int64_t assigned = 0;        // our own requests there (decode) or their prompt tokens (prefill): exact and current
-  int64_t reported = 0;        // running sequences (decode) or waiting tokens (prefill) by its own account: lags
+  Status health;          // OK, or why it cannot be used
+  bool excluded = false;  // this request has failed there already
+  int64_t assigned =
+      0;  // our own requests there (decode) or their prompt tokens (prefill): exact and current
+  int64_t reported = 0;  // running sequences (decode) or waiting tokens (prefill) by its own account: lags
   int64_t free_kv_tokens = 0;  // by its own account
 };
 
@@ -25,9 +26,9 @@ struct Placement {
   std::string reason;  // for the log
 };
 
-/// The usable worker with the least work: assigned first, then reported, then the most free KV, then the order given.
-/// Excluded workers are taken only if no other is usable. Workers that report less free KV than `kv_tokens` come last.
-/// UNAVAILABLE names every worker and what is wrong with it.
+/// The usable worker with the least work: assigned first, then reported, then the most free KV, then the
+/// order given. Excluded workers are taken only if no other is usable. Workers that report less free KV than
+/// `kv_tokens` come last. UNAVAILABLE names every worker and what is wrong with it.
 StatusOr<Placement> Place(std::span<const WorkerView> workers, int64_t kv_tokens);
 
 }  // namespace cachalot

@@ -17,7 +17,7 @@ constexpr int kPrefillMessageBytes = 16 << 20;
 
 /// Shared by the coroutine and the Call that the flow holds.
 struct PrefillClient::Running {
-  Running(rpc::Loop* loop) : over(loop), watchers(loop) {}
+  explicit Running(rpc::Loop* loop) : over(loop), watchers(loop) {}
 
   v1::PrefillRequest request;
   std::shared_ptr<FlowQueue> queue;
@@ -29,13 +29,37 @@ struct PrefillClient::Running {
   bool silent = false;
   bool abandoned = false;  // the flow does not want to hear of it any more
 
-  FlowEvent Event(Kind kind) const {
-    FlowEvent event;
-    event.kind = kind;
-    event.attempt = request.attempt();
-    return event;
+  void Push(const v1::PrefillEvent& event) {
+    FlowEvent news;
+    if (event.has_first_token()) {
+      news.kind = Kind::kFirstToken;
+      news.index = request.state().emitted_size();
+      news.token = event.first_token().token();
+      news.finish = FromProto(event.first_token().finish());
+    } else if (event.has_logits()) {
+      news.kind = Kind::kPromptLogits;
+      news.first_row = event.logits().first_row();
+      const std::string& values = event.logits().values();
+      news.logits.resize(values.size() / sizeof(float));
+      if (!news.logits.empty())
+        std::memcpy(news.logits.data(), values.data(), news.logits.size() * sizeof(float));
+    } else if (event.has_committed()) {
+      news.kind = Kind::kCommitted;
+    } else {
+      return;  // a sign of life
+    }
+    Deliver(std::move(news));
   }
-  void Push(FlowEvent event) {
+  void Fail(Status status) {
+    FlowEvent failed;
+    failed.kind = Kind::kPrefillFailed;
+    failed.error = std::move(status);
+    Deliver(std::move(failed));
+  }
+
+ private:
+  void Deliver(FlowEvent event) {
+    event.attempt = request.attempt();
     if (!abandoned) queue->Push(std::move(event));
   }
 };
@@ -52,18 +76,27 @@ class PrefillClient::Call final : public PrefillCall {
   std::shared_ptr<Running> running_;
 };
 
-PrefillClient::PrefillClient(rpc::Loop* loop, std::string address, ClusterView* cluster, PrefillClientOptions options)
-    : loop_(loop), address_(std::move(address)), cluster_(cluster), options_(options),
-      channel_(rpc::CreateChannel(address_, {.max_message_bytes = kPrefillMessageBytes})),
-      stub_(v1::Prefill::NewStub(channel_)), describe_stub_(v1::Cluster::NewStub(channel_)) {}
+PrefillClient::PrefillClient(rpc::Loop* loop, std::string address, ClusterView* cluster,
+                             PrefillClientOptions options)
+    : loop_(loop), address_(std::move(address)), cluster_(cluster), options_(options), look_(loop) {
+  NewChannel();
+}
+
+// As DecodeClient's.
+void PrefillClient::NewChannel() {
+  channel_ = rpc::CreateChannel(address_, {.max_message_bytes = kPrefillMessageBytes});
+  stub_ = v1::Prefill::NewStub(channel_);
+  describe_stub_ = v1::Cluster::NewStub(channel_);
+}
 
 rpc::Task<void> PrefillClient::Run() {
   while (!loop_->stopping()) {
-    auto description =
-        co_await rpc::UnaryCall(loop_, describe_stub_.get(), &v1::Cluster::Stub::PrepareAsyncDescribe,
-                                v1::DescribeRequest(), {.deadline = loop_->Now() + options_.describe_timeout});
+    auto description = co_await rpc::UnaryCall(
+        loop_, describe_stub_.get(), &v1::Cluster::Stub::PrepareAsyncDescribe, v1::DescribeRequest(),
+        {.deadline = loop_->Now() + options_.describe_timeout});
     Status status = description.status();
-    if (status.ok() && description->role() != v1::ROLE_PREFILL) status = FailedPrecondition("it is no prefill worker");
+    if (status.ok() && description->role() != v1::ROLE_PREFILL)
+      status = FailedPrecondition("it is no prefill worker");
     if (status.ok()) status = cluster_->Admit(description->compat(), "prefill worker " + address_);
     if (status.ok() && !health_.ok()) LogInfo("prefill worker " + address_ + " is ready");
     if (!status.ok() && health_.ok()) LogWarning("prefill worker " + address_ + ": " + StatusMessage(status));
@@ -71,9 +104,12 @@ rpc::Task<void> PrefillClient::Run() {
     if (status.ok())
       load_ = {description->load().running_sequences(), description->load().waiting_tokens(),
                description->load().free_kv_tokens()};
-    // A worker that is away is looked at more often, so that it is used soon after it comes back.
+    if (status.code() == StatusCode::kDeadlineExceeded) NewChannel();
+    // A worker that is away is looked at more often, so that it is used soon after it comes back; one that
+    // failed a call at once, since it may only have passed on that the decode worker is away.
     const Duration pause = status.ok() ? options_.describe_interval : options_.describe_interval / 10;
-    co_await rpc::SleepFor(loop_, pause, &loop_->scope());
+    co_await look_.WaitFor(pause);
+    look_.Reset();
   }
 }
 
@@ -95,47 +131,37 @@ std::unique_ptr<PrefillCall> PrefillClient::Start(const SequenceState& state, De
 
 rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Running> running) {
   rpc::Loop* loop = client->loop_;
-  const int64_t index = running->request.state().emitted_size();
   rpc::ClientReader<v1::PrefillEvent> stream(loop, {.scope = &running->scope});
   running->stream = &stream;
   running->last_heard = loop->Now();
   running->watchers.Spawn(Watch(client, running.get()), "prefill watch");
   const bool started =
       co_await stream.Start(client->stub_.get(), &v1::Prefill::Stub::PrepareAsyncPrefill, running->request);
+  bool complete = false;  // the decode worker has the KV, or the first token was the last
   if (started) {
     v1::PrefillEvent event;
     while (co_await stream.Read(&event)) {
       running->last_heard = loop->Now();
-      if (event.has_first_token()) {
-        FlowEvent token = running->Event(Kind::kFirstToken);
-        token.index = index;
-        token.token = event.first_token().token();
-        token.finish = FromProto(event.first_token().finish());
-        running->Push(std::move(token));
-      } else if (event.has_logits()) {
-        FlowEvent logits = running->Event(Kind::kPromptLogits);
-        logits.first_row = event.logits().first_row();
-        logits.logits.resize(event.logits().values().size() / sizeof(float));
-        std::memcpy(logits.logits.data(), event.logits().values().data(), logits.logits.size() * sizeof(float));
-        running->Push(std::move(logits));
-      } else if (event.has_committed()) {
-        running->Push(running->Event(Kind::kCommitted));
-      }
+      complete |= event.has_committed() || event.first_token().finish() != v1::STEP_FINISH_NONE;
+      running->Push(event);
     }
   }
   Status status = co_await stream.Finish();
-  if (running->silent)
-    status = Unavailable("no sign of life for " + std::to_string(Seconds(client->options_.silence_limit)) + " s");
-  if (!status.ok()) {
-    // A dead worker is known here first: no other request should try it before it has answered again.
-    if (status.code() == StatusCode::kUnavailable)
-      client->health_ = Annotate(status, "prefill worker " + client->address_);
-    FlowEvent failed = running->Event(Kind::kPrefillFailed);
-    failed.error = Annotate(status, "prefill worker " + client->address_);
-    running->Push(std::move(failed));
-  }
   running->over.Set();
   running->stream = nullptr;
+  if (running->silent)
+    status =
+        Unavailable("no sign of life for " + std::to_string(Seconds(client->options_.silence_limit)) + " s");
+  if (status.ok() && !complete) status = Unavailable("it ended the call without a commit");
+  if (!status.ok() && !running->abandoned) {
+    status = Annotate(status, "prefill worker " + client->address_);
+    // A dead worker is known here first: no other request should try it before it has answered again.
+    if (status.code() == StatusCode::kUnavailable) {
+      client->health_ = status;
+      client->look_.Set();
+    }
+    running->Fail(status);
+  }
   co_await running->watchers.JoinAll();
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// A prefill worker over gRPC. It is described once a second for health and load; each prefill is one streaming call,
-// watched for signs of life.
+// A prefill worker over gRPC. It is described once a second for health and load; each prefill is one
+// streaming call, watched for signs of life.
 
 #include <memory>
 #include <string>
@@ -8,6 +8,7 @@
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "cachalot/v1/prefill.grpc.pb.h"
 #include "common/rpc/client_stream.h"
+#include "common/rpc/event.h"
 #include "router/cluster_view.h"
 #include "router/worker_api.h"
 
@@ -16,14 +17,16 @@ namespace cachalot {
 struct PrefillClientOptions {
   Duration describe_interval = std::chrono::seconds(1);
   Duration describe_timeout = std::chrono::seconds(2);
-  /// Silence of a running prefill after which the worker counts as dead; it sends an event at least every 500 ms.
+  /// Silence of a running prefill after which the worker counts as dead; it sends an event at least every 500
+  /// ms.
   Duration silence_limit = std::chrono::seconds(3);
 };
 
 class PrefillClient final : public PrefillWorker {
  public:
   /// As DecodeClient.
-  PrefillClient(rpc::Loop* loop, std::string address, ClusterView* cluster, PrefillClientOptions options = {});
+  PrefillClient(rpc::Loop* loop, std::string address, ClusterView* cluster,
+                PrefillClientOptions options = {});
 
   /// Runs until the loop stops: spawn once.
   rpc::Task<void> Run();
@@ -40,6 +43,7 @@ class PrefillClient final : public PrefillWorker {
   struct Running;
   static rpc::Task<void> RunCall(PrefillClient* client, std::shared_ptr<Running> running);
   static rpc::Task<void> Watch(PrefillClient* client, Running* running);
+  void NewChannel();
 
   rpc::Loop* loop_;
   const std::string address_;
@@ -50,6 +54,7 @@ class PrefillClient final : public PrefillWorker {
   std::unique_ptr<v1::Cluster::Stub> describe_stub_;
   Status health_ = Unavailable("not connected yet");
   WorkerLoad load_;
+  rpc::Event look_;  // describe it now
 };
 
 }  // namespace cachalot

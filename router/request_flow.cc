@@ -1,6 +1,8 @@
 #include "router/request_flow.h"
 
 #include <algorithm>
+#include <deque>
+#include <optional>
 #include <set>
 
 #include "common/base/log.h"
@@ -13,146 +15,229 @@ using Kind = FlowEvent::Kind;
 
 constexpr Duration kLookAround = std::chrono::milliseconds(20);
 
+/// A worker's error as the request's own. A time-out, a cancellation or damaged KV on the workers' side is no
+/// deadline and no cancellation of this request's: another attempt may do better.
+Status WorkerError(const Status& error) {
+  switch (error.code()) {
+    case StatusCode::kOk:
+      return Internal("a worker failed without saying why");
+    case StatusCode::kDeadlineExceeded:
+    case StatusCode::kCancelled:
+    case StatusCode::kDataLoss:
+      return Unavailable(StatusMessage(error));
+    default:
+      return error;
+  }
+}
+
 /// One request's way through its workers. Lives in RunRequest's frame.
 class Request {
  public:
-  Request(FlowContext* context, SequenceState state, FlowSink* sink, PrefillOptions options, TimePoint deadline)
-      : context_(context), state_(std::move(state)), sink_(sink), options_(options), deadline_(deadline),
+  Request(FlowContext* context, SequenceState state, FlowSink* sink, PrefillOptions options,
+          TimePoint deadline)
+      : context_(context),
+        state_(std::move(state)),
+        sink_(sink),
+        options_(options),
+        deadline_(deadline),
         queue_(std::make_shared<FlowQueue>(context->loop)),
-        next_index_(static_cast<int64_t>(state_.emitted.size())) {}
+        output_(state_.emitted) {}
 
   FlowQueue& queue() { return *queue_; }
 
   rpc::Task<StatusOr<FlowResult>> Run() {
     for (int pair = 1;; ++pair) {
       const Status status = co_await RunPair();
-      if (status.ok()) co_return FlowResult{finish_, next_index_};
+      if (status.ok()) co_return FlowResult{finish_, NextIndex()};
       // Another pair can go on only if this one died under the request; debugging runs are not resumed.
-      const bool again = pair < context_->options.max_pairs && rpc::IsRetryable(status) && !lost_client_ &&
+      const bool again = pair < context_->options.max_pairs && rpc::IsRetryable(status) && !over_ &&
                          !state_.want_logits && context_->loop->Now() < deadline_;
       if (!again) co_return status;
       LogWarning(Tag() + "attempt on another pair of workers: " + StatusMessage(status));
-      if (granted_) ++context_->counters.decode_failovers;
+      if (granted_) {
+        ++context_->counters.decode_failovers;
+      } else if (status.code() == StatusCode::kResourceExhausted) {
+        refusal_ = status;
+      }
     }
   }
 
  private:
   std::string Tag() const { return "[" + state_.request_id + "] "; }
+  int64_t NextIndex() const { return static_cast<int64_t>(output_.size()); }
+  /// The first token of this pair is the prefill worker's to send; the decode worker goes on behind it.
+  bool FirstTokenMissing() const { return output_.size() == state_.emitted.size(); }
 
   /// Steps 3 to 9 on one decode worker. OK: finished.
   rpc::Task<Status> RunPair() {
-    const auto prompt_tokens = static_cast<int64_t>(state_.prompt.size() + state_.emitted.size());
+    const bool cancelled = ForgetEvents();
+    if (cancelled) co_return Gone();
+    granted_ = decode_running_ = false;
+    early_.clear();
+    // For as long as the lease lives, this is what its workers know of the output: the decode worker takes
+    // only KV that continues the sequence as it was opened.
+    state_.emitted = output_;
+
     // 3. A decode worker with the least work.
     auto decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens());
     CO_RETURN_IF_ERROR(decode.status());
-    tried_decode_.insert(decode->worker);
+    const bool tried = !tried_decode_.insert(decode->worker).second;
+    if (tried && !refusal_.ok()) co_return Refused(refusal_);
     const WorkerPool<DecodeWorker>::Assignment held(context_->decode, decode->worker, 1);
 
     // 4. It reserves the KV for all that may come and grants a lease.
-    granted_ = decode_running_ = false;
-    Drain();
     lease_ = context_->decode->worker(decode->worker).Open(state_, queue_);
-    Status status = co_await AwaitGrant();
-    std::set<size_t> tried_prefill;
-    for (attempt_ = 1; status.ok() && finish_ == FinishReason::kNone; ++attempt_) {
-      // 5. A prefill worker fills the lease; a failure is tried elsewhere, the reservation stays.
-      auto prefill = co_await Choose(*context_->prefill, tried_prefill, prompt_tokens);
-      if (!prefill.ok()) {
-        status = prefill.status();
-        break;
-      }
-      tried_prefill.insert(prefill->worker);
-      const WorkerPool<PrefillWorker>::Assignment filling(context_->prefill, prefill->worker, prompt_tokens);
-      PrefillOptions options = options_;
-      options.attempt = attempt_;
-      LogDebug(Tag() + "prefill attempt " + std::to_string(attempt_) + " on " + prefill->reason + ", decode on " +
-               decode->reason);
-      prefill_ = context_->prefill->worker(prefill->worker).Start(state_, *lease_, options, queue_);
-      prefill_failed_ = false;
-      status = co_await Follow();  // 6.-8.
-      prefill_.reset();
-      if (!prefill_failed_) break;
-      LogWarning(Tag() + "prefill attempt " + std::to_string(attempt_) + " failed: " + StatusMessage(status));
-      if (!rpc::IsRetryable(status) && status.code() != StatusCode::kDeadlineExceeded) break;
-      if (static_cast<int>(attempt_) >= context_->options.max_prefill_attempts) break;
-      ++context_->counters.prefill_retries;
-      status = OkStatus();
-    }
+    Status status = co_await AwaitGrant(decode->worker);
+    if (status.ok()) status = co_await Generate(decode->reason);  // 5.-8.
     // 9. Finish, cancel, deadline and error all release the lease at once.
     lease_.reset();
     co_return status;
   }
 
-  /// A usable worker, or after placement_wait why there is none.
+  /// Steps 5 to 8: a prefill worker fills the lease; a failure is tried elsewhere, the reservation stays.
+  rpc::Task<Status> Generate(std::string decode_reason) {
+    const auto prompt_tokens = static_cast<int64_t>(state_.prompt.size() + state_.emitted.size());
+    std::set<size_t> tried_prefill;
+    Status refusal;
+    for (attempt_ = 1;; ++attempt_) {
+      auto prefill = co_await Choose(*context_->prefill, tried_prefill, prompt_tokens);
+      if (decode_running_) {  // the attempt before had committed after all: nothing is left to prefill
+        if (FirstTokenMissing()) co_return LostFirstToken();
+        Status status = co_await Follow();
+        co_return status;
+      }
+      CO_RETURN_IF_ERROR(prefill.status());
+      const bool tried = !tried_prefill.insert(prefill->worker).second;
+      if (tried && !refusal.ok()) co_return Refused(refusal);
+      LogDebug(Tag() + "prefill attempt " + std::to_string(attempt_) + " on " + prefill->reason +
+               ", decode on " + decode_reason);
+      filling_ = {context_->prefill, prefill->worker, prompt_tokens};
+      PrefillOptions options = options_;
+      options.attempt = attempt_;
+      prefill_failed_ = false;
+      prefill_ = context_->prefill->worker(prefill->worker).Start(state_, *lease_, options, queue_);
+      Status status = co_await Follow();
+      prefill_.reset();
+      filling_ = {};
+      if (!prefill_failed_) co_return status;
+      LogWarning(Tag() + "prefill attempt " + std::to_string(attempt_) + " failed: " + StatusMessage(status));
+      // Rows of logits that went out cannot be taken back.
+      const bool again = rpc::IsRetryable(status) && !over_ && !state_.want_logits &&
+                         static_cast<int>(attempt_) < context_->options.max_prefill_attempts;
+      if (!again) co_return status;
+      if (status.code() == StatusCode::kResourceExhausted) refusal = status;
+      ++context_->counters.prefill_retries;
+    }
+  }
+
+  /// A usable worker, or after placement_wait why there is none. Ends early when it turns out that the decode
+  /// worker runs.
   template <typename Pool>
   rpc::Task<StatusOr<Placement>> Choose(Pool& pool, const std::set<size_t>& tried, int64_t kv_tokens) {
     const TimePoint end = std::min(deadline_, context_->loop->Now() + context_->options.placement_wait);
     for (;;) {
       StatusOr<Placement> placement = pool.Choose(tried, kv_tokens);
-      if (placement.ok() || context_->loop->Now() >= end) co_return placement;
+      if (placement.ok() || decode_running_) co_return placement;
+      const TimePoint now = context_->loop->Now();
+      if (now >= end) {
+        over_ = true;
+        if (now < deadline_) co_return placement;
+        co_return DeadlineExceeded("the request's deadline passed while waiting for a worker: " +
+                                   StatusMessage(placement.status()));
+      }
+      if (context_->loop->stopping()) {
+        over_ = true;
+        co_return Unavailable("the router is shutting down");
+      }
       // Workers that come back are seen within one look; a cancelled client ends the wait.
-      const auto event = co_await queue_->PopUntil(std::min(end, context_->loop->Now() + kLookAround));
-      if (event && event->kind == Kind::kCancelled) co_return Gone();
-      if (event && event->kind == Kind::kDecodeFailed) co_return event->error;
-      if (context_->loop->stopping()) co_return Unavailable("the router is shutting down");
+      auto event = co_await queue_->PopUntil(std::min(end, now + kLookAround));
+      if (!event) continue;
+      if (event->kind == Kind::kCancelled) co_return Gone();
+      if (event->kind == Kind::kDecodeFailed) co_return WorkerError(event->error);
+      if (event->kind == Kind::kToken) decode_running_ = true;
+      kept_.push_back(std::move(*event));
     }
   }
 
   Status Gone() {
-    lost_client_ = true;
+    over_ = true;
     return Cancelled("the client went away");
   }
 
-  /// What is still queued belongs to an earlier pair.
-  void Drain() {
-    while (auto event = queue_->TryPop())
-      if (event->kind == Kind::kCancelled) lost_client_ = true;
+  /// All workers have been asked and some are full: asking them again at once would only add to their load.
+  Status Refused(const Status& refusal) {
+    over_ = true;
+    return refusal;
   }
 
-  rpc::Task<Status> AwaitGrant() {
-    while (!lost_client_) {
-      auto event = co_await queue_->PopUntil(deadline_);
-      if (!event) co_return Expired("a lease");
-      if (event->kind == Kind::kCancelled) break;
-      if (event->kind == Kind::kDecodeFailed) co_return event->error;
-      if (event->kind != Kind::kGranted) continue;
-      granted_ = true;
-      if (!started_) {
-        started_ = true;
-        const bool there = co_await sink_->Started();
-        if (!there) break;
+  Status LostFirstToken() {
+    return Unavailable("the prefill worker was lost between its commit and its first token");
+  }
+
+  std::optional<FlowEvent> TryNext() {
+    if (kept_.empty()) return queue_->TryPop();
+    std::optional<FlowEvent> event(std::move(kept_.front()));
+    kept_.pop_front();
+    return event;
+  }
+
+  /// What is still queued belongs to an earlier pair. True when the client's cancellation is among it.
+  bool ForgetEvents() {
+    bool cancelled = false;
+    while (auto event = TryNext()) cancelled |= event->kind == Kind::kCancelled;
+    return cancelled;
+  }
+
+  rpc::Task<Status> AwaitGrant(size_t worker) {
+    const TimePoint end = std::min(deadline_, context_->loop->Now() + context_->options.lease_wait);
+    for (;;) {
+      auto event = co_await queue_->PopUntil(end);
+      if (!event) {
+        if (end == deadline_ || context_->loop->stopping()) co_return Expired("a lease");
+        co_return Unavailable("decode worker " + context_->decode->worker(worker).name() +
+                              " did not answer for " + std::to_string(Seconds(context_->options.lease_wait)) +
+                              " s when asked for a lease");
       }
-      co_return OkStatus();
+      if (event->kind == Kind::kCancelled) co_return Gone();
+      if (event->kind == Kind::kDecodeFailed) co_return WorkerError(event->error);
+      if (event->kind == Kind::kGranted) break;
     }
-    co_return Gone();
+    granted_ = true;
+    if (started_) co_return OkStatus();
+    started_ = true;
+    const bool there = co_await sink_->Started();
+    co_return there ? OkStatus() : Gone();
   }
 
   Status Expired(const char* what) {
-    lost_client_ = true;
+    over_ = true;
     if (context_->loop->Now() >= deadline_)
       return DeadlineExceeded(std::string("the request's deadline passed while waiting for ") + what);
     return Unavailable("the router is shutting down");
   }
 
-  /// Tokens to the client until the output ends or something fails.
+  /// Tokens to the client until the output ends or something fails. Workers that hang are noticed by their
+  /// clients.
   rpc::Task<Status> Follow() {
-    std::vector<int32_t> tokens;
-    while (finish_ == FinishReason::kNone) {
-      auto event = co_await queue_->PopUntil(deadline_);
+    Status status;
+    while (status.ok() && finish_ == FinishReason::kNone) {
+      std::optional<FlowEvent> event = TryNext();
+      if (!event) event = co_await queue_->PopUntil(deadline_);
       if (!event) co_return Expired("the next token");
-      // All that is there goes out as one message.
-      for (; event; event = queue_->TryPop()) {
-        const Status status = co_await Take(*event, tokens);
-        CO_RETURN_IF_ERROR(status);
-        if (finish_ != FinishReason::kNone) break;
+      // All that is there goes out as one message, whatever comes behind it.
+      std::vector<int32_t> tokens;
+      for (;;) {
+        status = co_await Take(*event, tokens);
+        if (!status.ok() || finish_ != FinishReason::kNone) break;
+        event = TryNext();
+        if (!event) break;
       }
-      if (tokens.empty()) continue;
+      if (tokens.empty() || over_) continue;
       const bool there = co_await sink_->Tokens(std::move(tokens));
       if (!there) co_return Gone();
-      tokens.clear();
-      lease_->Acknowledge(next_index_);
+      lease_->Acknowledge(NextIndex());
     }
-    co_return OkStatus();
+    co_return status;
   }
 
   rpc::Task<Status> Take(FlowEvent& event, std::vector<int32_t>& tokens) {
@@ -160,40 +245,41 @@ class Request {
       case Kind::kCancelled:
         co_return Gone();
       case Kind::kDecodeFailed:
-        co_return event.error;
+        co_return WorkerError(event.error);
       case Kind::kPrefillFailed:
+        if (event.attempt != attempt_) break;
         // A prefill worker that dies behind its commit has done its work.
-        if (event.attempt != attempt_ || decode_running_) co_return OkStatus();
+        if (decode_running_ && !FirstTokenMissing()) break;
+        if (decode_running_) co_return LostFirstToken();
         prefill_failed_ = true;
-        co_return event.error;
+        co_return WorkerError(event.error);
       case Kind::kPromptLogits: {
-        if (event.attempt != attempt_) co_return OkStatus();
+        if (event.attempt != attempt_) break;
         const bool there = co_await sink_->Logits(event.first_row, std::move(event.logits));
         co_return there ? OkStatus() : Gone();
       }
-      case Kind::kFirstToken:
-        if (event.attempt != attempt_) co_return OkStatus();
-        [[fallthrough]];
-      case Kind::kToken: {
-        decode_running_ |= event.kind == Kind::kToken;
-        // A later attempt samples tokens again that the client has; a token may never be skipped.
-        if (event.index < next_index_) co_return OkStatus();
-        if (event.index > next_index_)
-          co_return Internal("output token " + std::to_string(event.index) + " came before token " +
-                             std::to_string(next_index_));
-        ++next_index_;
-        tokens.push_back(event.token);
-        state_.emitted.push_back(event.token);
-        finish_ = event.finish;
-        if (!event.logits.empty()) {
-          const int64_t row = static_cast<int64_t>(state_.prompt.size()) + event.index - 1;
-          const bool there = co_await sink_->Logits(row, std::move(event.logits));
-          if (!there) co_return Gone();
+      case Kind::kFirstToken: {
+        if (event.attempt != attempt_) break;
+        Status status = co_await Emit(event, tokens);
+        while (status.ok() && finish_ == FinishReason::kNone && !early_.empty()) {
+          FlowEvent next = std::move(early_.front());
+          early_.pop_front();
+          status = co_await Emit(next, tokens);
         }
-        co_return OkStatus();
+        co_return status;
+      }
+      case Kind::kToken: {
+        DecodeRuns();
+        // It comes on another connection than the first token and may overtake it.
+        if (FirstTokenMissing() && event.index == NextIndex() + 1 + static_cast<int64_t>(early_.size())) {
+          early_.push_back(std::move(event));
+          break;
+        }
+        Status status = co_await Emit(event, tokens);
+        co_return status;
       }
       case Kind::kCommitted:
-        decode_running_ |= event.attempt == attempt_;
+        if (event.attempt == attempt_) DecodeRuns();
         break;
       case Kind::kGranted:
         break;
@@ -201,25 +287,54 @@ class Request {
     co_return OkStatus();
   }
 
+  /// The prefill is over, whatever its worker still says of it.
+  void DecodeRuns() {
+    decode_running_ = true;
+    filling_ = {};
+  }
+
+  rpc::Task<Status> Emit(FlowEvent& event, std::vector<int32_t>& tokens) {
+    // A later attempt samples tokens again that the client has; a token may never be skipped.
+    if (event.index < NextIndex()) co_return OkStatus();
+    if (event.index > NextIndex())
+      co_return Internal("output token " + std::to_string(event.index) + " came before token " +
+                         std::to_string(NextIndex()));
+    tokens.push_back(event.token);
+    output_.push_back(event.token);
+    finish_ = event.finish;
+    if (!event.logits.empty()) {
+      const int64_t row = static_cast<int64_t>(state_.prompt.size()) + event.index - 1;
+      const bool there = co_await sink_->Logits(row, std::move(event.logits));
+      if (!there) co_return Gone();
+    }
+    co_return OkStatus();
+  }
+
   FlowContext* context_;
-  SequenceState state_;  // emitted grows with what the client has
+  SequenceState state_;  // as this pair's workers were given it
   FlowSink* sink_;
   const PrefillOptions options_;
   const TimePoint deadline_;
   std::shared_ptr<FlowQueue> queue_;
+  std::deque<FlowEvent> kept_;   // taken from the queue before their turn
+  std::deque<FlowEvent> early_;  // the decode worker's tokens that overtook the first token
   std::unique_ptr<DecodeCall> lease_;
   std::unique_ptr<PrefillCall> prefill_;
+  WorkerPool<PrefillWorker>::Assignment filling_;
   std::set<size_t> tried_decode_;
-  int64_t next_index_;
+  Status refusal_;               // RESOURCE_EXHAUSTED of a decode worker
+  std::vector<int32_t> output_;  // all tokens that the client has or gets next
   uint32_t attempt_ = 0;
   FinishReason finish_ = FinishReason::kNone;
-  bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false, lost_client_ = false;
+  bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false;
+  bool over_ = false;  // nothing can help: the client is gone, the time is up, no worker is there
 };
 
 }  // namespace
 
 rpc::Task<StatusOr<FlowResult>> RunRequest(FlowContext* context, SequenceState state, FlowSink* sink,
-                                           PrefillOptions options, rpc::CancelScope* cancel, TimePoint deadline) {
+                                           PrefillOptions options, rpc::CancelScope* cancel,
+                                           TimePoint deadline) {
   Request request(context, std::move(state), sink, options, deadline);
   rpc::CancelCallback on_cancel(cancel, [&request] {
     FlowEvent event;

@@ -1,11 +1,12 @@
 #pragma once
 // THE story of a request, in the steps of DESIGN 1 (numbered the same in request_flow.cc):
 //
-//   3 place -> 4 lease on a decode worker -> 5 prefill, pushed to it -> 6 tokens -> 8 to the client -> 9 release
+//   3 place -> 4 lease on a decode worker -> 5 prefill, pushed to it -> 6 tokens -> 8 to the client -> 9
+//   release
 //
-// with its two ways back: a prefill that fails is tried again elsewhere under the same lease (next attempt); a decode
-// worker that fails is replaced by another pair, which prefills prompt + tokens already sent and goes on behind them.
-// Workers are interfaces: the same flow serves a cluster and the embedded mode.
+// with its two ways back: a prefill that fails is tried again elsewhere under the same lease (next attempt);
+// a decode worker that fails is replaced by another pair, which prefills prompt + tokens already sent and
+// goes on behind them. Workers are interfaces: the same flow serves a cluster and the embedded mode.
 
 #include <memory>
 
@@ -33,6 +34,8 @@ struct FlowOptions {
   int max_pairs = 4;             // leases a request
   /// How long a request waits for a usable worker.
   Duration placement_wait = std::chrono::seconds(5);
+  /// How long a decode worker may take to answer a request for a lease; then another is asked.
+  Duration lease_wait = std::chrono::seconds(5);
 };
 
 struct FlowCounters {
@@ -52,9 +55,10 @@ struct FlowResult {
   int64_t output_tokens = 0;  // emitted before included
 };
 
-/// Runs an admitted request to its end. `cancel` stops it, as does `deadline`. Everything that it holds is released
-/// when it returns, on whatever path.
+/// Runs an admitted request to its end. `cancel` stops it, as does `deadline`. Everything that it holds is
+/// released when it returns, on whatever path.
 rpc::Task<StatusOr<FlowResult>> RunRequest(FlowContext* context, SequenceState state, FlowSink* sink,
-                                           PrefillOptions options, rpc::CancelScope* cancel, TimePoint deadline);
+                                           PrefillOptions options, rpc::CancelScope* cancel,
+                                           TimePoint deadline);
 
 }  // namespace cachalot

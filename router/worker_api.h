@@ -1,6 +1,7 @@
 #pragma once
-// What the router's request flow needs of workers: implemented over gRPC (decode_client, prefill_client) and in process
-// (the embedded mode). Everything belongs to one loop's thread. All that happens to a request arrives in its one queue.
+// What the router's request flow needs of workers: implemented over gRPC (decode_client, prefill_client) and
+// in process (the embedded mode). Everything belongs to one loop's thread. All that happens to a request
+// arrives in its one queue.
 
 #include <memory>
 #include <string>
@@ -76,10 +77,10 @@ class PrefillWorker {
   virtual const std::string& name() const = 0;
   virtual Status health() const = 0;
   virtual WorkerLoad load() const = 0;
-  /// Prefills into a granted lease of a decode worker of the same cluster; kFirstToken, then kCommitted (unless the
-  /// first token is the last), or kPrefillFailed follow in `queue`.
-  virtual std::unique_ptr<PrefillCall> Start(const SequenceState& state, DecodeCall& lease, PrefillOptions options,
-                                             std::shared_ptr<FlowQueue> queue) = 0;
+  /// Prefills into a granted lease of a decode worker of the same cluster; kFirstToken, then kCommitted
+  /// (unless the first token is the last), or kPrefillFailed follow in `queue`.
+  virtual std::unique_ptr<PrefillCall> Start(const SequenceState& state, DecodeCall& lease,
+                                             PrefillOptions options, std::shared_ptr<FlowQueue> queue) = 0;
 };
 
 }  // namespace cachalot

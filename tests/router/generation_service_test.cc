@@ -1,0 +1,455 @@
+// The public API over the embedded engine, through the SDK: what a client of `cachalot serve` gets.
+
+#include "router/generation_service.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "client/embedded/embedded_workers.h"
+#include "client/sdk/client.h"
+#include "common/cluster/assets.h"
+#include "tests/support/oracle.h"
+
+namespace cachalot::testing {
+namespace {
+
+using client::Event;
+using client::GenerateRequest;
+using ::testing::HasSubstr;
+
+constexpr Duration kPatience = std::chrono::seconds(30);  // for what should take milliseconds
+constexpr int64_t kTimeoutMs = 30'000;
+
+/// `cachalot serve` on a free port.
+class Served {
+ public:
+  explicit Served(const std::string& directory, int max_sequences = 32) {
+    auto embedded =
+        EmbeddedModel::Load({.model = directory, .max_sequences = max_sequences, .kv_tokens = 16384});
+    auto assets = ReadModelAssets(directory);
+    EXPECT_TRUE(embedded.ok() && assets.ok()) << embedded.status() << assets.status();
+    embedded_ = std::move(*embedded);
+    auto made = Frontend::Make(*assets);
+    EXPECT_TRUE(made.ok()) << made.status();
+    frontend_ = std::move(*made);
+    loop_ = server_.AddLoop({.name = "front"});
+    flow_.loop = loop_;
+    flow_.decode = &decode_;
+    flow_.prefill = &prefill_;
+    service_ = std::make_unique<GenerationService>(&server_, loop_, &flow_, &metrics_, true);
+    engine_ = std::make_unique<EmbeddedEngine>(embedded_.get(), loop_, 64);
+    decode_.Add(engine_->MakeDecodeWorker());
+    prefill_.Add(engine_->MakePrefillWorker());
+    const auto port = server_.Start();
+    EXPECT_TRUE(port.ok()) << port.status();
+    loop_->Start();
+    client_ = std::make_unique<client::Client>("127.0.0.1:" + std::to_string(server_.port()));
+  }
+  ~Served() { server_.Shutdown(Duration::zero()); }
+
+  void Open() { service_->Serve(frontend_); }
+  GenerationService& service() { return *service_; }
+  EmbeddedModel& embedded() { return *embedded_; }
+  client::Client& client() { return *client_; }
+  rpc::Server& server() { return server_; }
+  const Tokenizer* tokenizer() const { return frontend_->tokenizer(); }
+  bool EventuallyAllFree() {
+    const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+    while (embedded_->pools().used_blocks() != 0) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+
+ private:
+  std::unique_ptr<EmbeddedModel> embedded_;
+  std::shared_ptr<const Frontend> frontend_;
+  MetricsRegistry metrics_;
+  WorkerPool<DecodeWorker> decode_;
+  WorkerPool<PrefillWorker> prefill_;
+  FlowContext flow_;
+  std::unique_ptr<GenerationService> service_;
+  rpc::Server server_{{}};  // the service outlives it
+  rpc::Loop* loop_ = nullptr;
+  std::unique_ptr<EmbeddedEngine> engine_;
+  std::unique_ptr<client::Client> client_;
+};
+
+struct Output {
+  client::Status status;
+  std::vector<int32_t> tokens;
+  std::string text;
+  std::vector<Event> events;
+  bool operator==(const Output& other) const { return tokens == other.tokens && text == other.text; }
+};
+
+Output Collect(client::TokenStream& stream) {
+  Output output;
+  Event event;
+  while (stream.Next(&event)) {
+    output.tokens.insert(output.tokens.end(), event.token_ids.begin(), event.token_ids.end());
+    output.text += event.text;
+    output.events.push_back(event);
+  }
+  output.status = stream.Finish();
+  return output;
+}
+
+Output Generate(client::Client& client, const GenerateRequest& request) {
+  const auto stream = client.Generate(request);
+  return Collect(*stream);
+}
+
+GenerateRequest Greedy(std::vector<int32_t> ids, int max_tokens) {
+  GenerateRequest request;
+  request.token_ids = std::move(ids);
+  request.temperature = 0.f;
+  request.max_tokens = max_tokens;
+  request.ignore_eos = true;
+  request.timeout_ms = kTimeoutMs;
+  return request;
+}
+
+std::string TinyDirectory() { return CACHALOT_SOURCE_DIR "/tests/golden/oracle/tiny"; }
+
+/// A model of random weights without a tokenizer, and its oracle.
+class TinyServiceTest : public ::testing::Test {
+ protected:
+  TinyServiceTest() : served_(TinyDirectory()), oracle_(*OracleCase::Load(TinyDirectory())) {
+    served_.Open();
+  }
+  GenerateRequest Golden() const {
+    return Greedy(oracle_.input_ids, static_cast<int>(oracle_.greedy_tokens.size()));
+  }
+  Served served_;
+  const OracleCase oracle_;
+};
+
+TEST_F(TinyServiceTest, GoldenTokens) {
+  GenerateRequest request = Golden();
+  request.request_id = "golden";
+  request.seed = 5;
+  const Output output = Generate(served_.client(), request);
+  ASSERT_TRUE(output.status.ok()) << output.status.message;
+  EXPECT_EQ(output.tokens, oracle_.greedy_tokens);
+  EXPECT_EQ(output.text, "");  // there is no tokenizer
+  ASSERT_GE(output.events.size(), 3u);
+  const Event &started = output.events.front(), &finished = output.events.back();
+  EXPECT_EQ(started.kind, Event::Kind::kStarted);
+  EXPECT_EQ(started.request_id, "golden");
+  EXPECT_EQ(started.seed, 5u);
+  EXPECT_EQ(started.prompt_tokens, static_cast<int>(oracle_.input_ids.size()));
+  EXPECT_EQ(finished.kind, Event::Kind::kFinished);
+  EXPECT_EQ(finished.finish_reason, "length");
+  EXPECT_EQ(finished.prompt_tokens, started.prompt_tokens);
+  EXPECT_EQ(finished.completion_tokens, static_cast<int>(output.tokens.size()));
+  for (size_t i = 1; i + 1 < output.events.size(); ++i)
+    EXPECT_EQ(output.events[i].kind, Event::Kind::kTokens);
+  EXPECT_TRUE(served_.EventuallyAllFree());
+}
+
+TEST_F(TinyServiceTest, StopTokenIsTheLastToken) {
+  GenerateRequest request = Golden();
+  const int32_t stop = oracle_.greedy_tokens[4];
+  request.stop_token_ids = {stop};
+  const Output output = Generate(served_.client(), request);
+  ASSERT_TRUE(output.status.ok()) << output.status.message;
+  const auto first = std::find(oracle_.greedy_tokens.begin(), oracle_.greedy_tokens.end(), stop);
+  EXPECT_EQ(output.tokens, std::vector<int32_t>(oracle_.greedy_tokens.begin(), first + 1));
+  EXPECT_EQ(output.events.back().finish_reason, "stop");
+}
+
+TEST_F(TinyServiceTest, OneTokenIsFirstAndLast) {
+  const Output output = Generate(served_.client(), Greedy(oracle_.input_ids, 1));
+  ASSERT_TRUE(output.status.ok()) << output.status.message;
+  EXPECT_EQ(output.tokens, std::vector<int32_t>{oracle_.greedy_tokens[0]});
+  EXPECT_TRUE(served_.EventuallyAllFree());
+}
+
+TEST_F(TinyServiceTest, ResumesWithTheSameTokens) {
+  GenerateRequest request = Greedy(oracle_.input_ids, 24);
+  request.temperature = 1.2f;
+  const Output drawn = Generate(served_.client(), request);  // the seed is drawn and reported
+  ASSERT_TRUE(drawn.status.ok()) << drawn.status.message;
+  ASSERT_EQ(drawn.tokens.size(), 24u);
+  request.seed = drawn.events.front().seed;
+  for (const size_t have : {1, 11, 23}) {
+    request.resume_tokens.assign(drawn.tokens.begin(), drawn.tokens.begin() + have);
+    const Output rest = Generate(served_.client(), request);
+    ASSERT_TRUE(rest.status.ok()) << rest.status.message;
+    EXPECT_EQ(rest.tokens, std::vector<int32_t>(drawn.tokens.begin() + have, drawn.tokens.end())) << have;
+    EXPECT_EQ(rest.events.back().completion_tokens, 24);
+  }
+}
+
+TEST_F(TinyServiceTest, ManyClientsGetWhatEachGetsAlone) {
+  constexpr int kClients = 16;
+  const auto request = [this](int i) {
+    std::vector<int32_t> ids(oracle_.input_ids.begin(), oracle_.input_ids.begin() + 3 + 5 * i % 40);
+    GenerateRequest r = Greedy(std::move(ids), 8 + i);
+    if (i % 2) r.temperature = 0.9f;
+    r.seed = 1000 + i;
+    return r;
+  };
+  std::vector<Output> alone, together(kClients);
+  for (int i = 0; i < kClients; ++i) alone.push_back(Generate(served_.client(), request(i)));
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < kClients; ++i)
+    threads.emplace_back([&, i] { together[i] = Generate(served_.client(), request(i)); });
+  threads.clear();
+  for (int i = 0; i < kClients; ++i) {
+    ASSERT_TRUE(alone[i].status.ok()) << alone[i].status.message;
+    ASSERT_TRUE(together[i].status.ok()) << together[i].status.message;
+    EXPECT_EQ(alone[i].tokens.size(), static_cast<size_t>(8 + i));
+    EXPECT_EQ(together[i], alone[i]) << i;
+  }
+  EXPECT_TRUE(served_.EventuallyAllFree());
+}
+
+TEST_F(TinyServiceTest, CancelFreesTheKv) {
+  for (const bool by_dropping : {false, true}) {
+    auto stream = served_.client().Generate(Greedy(oracle_.input_ids, 3500));
+    Event event;
+    for (int i = 0; i < 4; ++i) ASSERT_TRUE(stream->Next(&event));
+    EXPECT_GT(served_.embedded().pools().used_blocks(), 0);
+    if (!by_dropping) {
+      stream->Cancel();
+      EXPECT_EQ(stream->Finish().code, static_cast<int>(StatusCode::kCancelled));
+    }
+    stream.reset();
+    EXPECT_TRUE(served_.EventuallyAllFree());
+  }
+}
+
+TEST_F(TinyServiceTest, DeadlineFreesTheKv) {
+  GenerateRequest request = Greedy(oracle_.input_ids, 3500);
+  request.timeout_ms = 100;
+  EXPECT_EQ(Generate(served_.client(), request).status.code, static_cast<int>(StatusCode::kDeadlineExceeded));
+  EXPECT_TRUE(served_.EventuallyAllFree());
+}
+
+TEST_F(TinyServiceTest, TheEndOfTheServerEndsItsRequests) {
+  const auto stream = served_.client().Generate(Greedy(oracle_.input_ids, 3500));
+  Event event;
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(stream->Next(&event));
+  served_.server().Shutdown(Duration::zero());
+  EXPECT_FALSE(stream->Finish().ok());
+  EXPECT_TRUE(served_.EventuallyAllFree());
+}
+
+TEST_F(TinyServiceTest, RefusesBadInput) {
+  const int vocab = served_.embedded().config().vocab_size;
+  const int64_t context = served_.embedded().config().max_position_embeddings;
+  constexpr auto kInvalid = StatusCode::kInvalidArgument;
+  using R = GenerateRequest;
+  const struct {
+    std::function<void(R&)> change;
+    StatusCode code;
+    std::string message;
+  } cases[] = {
+      {[](R& r) { r.token_ids.reset(); }, kInvalid, "no input: wanted one of token_ids, text and chat"},
+      {[](R& r) { r.token_ids->clear(); }, kInvalid, "the prompt has no tokens"},
+      {[](R& r) {
+         r.token_ids = {{1, -1}};
+       },
+       kInvalid, "token_ids[1] is -1"},
+      {[&](R& r) { r.token_ids = {{vocab}}; }, kInvalid, "in [0, " + std::to_string(vocab) + ")"},
+      {[&](R& r) { r.resume_tokens = {vocab}; }, kInvalid, "resume_tokens[0]"},
+      {[](R& r) { r.stop_token_ids = {-1}; }, kInvalid, "stop_token_ids[0]"},
+      {[](R& r) { r.max_tokens = 0; }, kInvalid, "max_tokens is 0"},
+      {[](R& r) {
+         r.max_tokens = 2, r.resume_tokens = {1, 2};
+       },
+       kInvalid, "resume_tokens has 2 tokens"},
+      {[](R& r) { r.temperature = NAN; }, kInvalid, "temperature"},
+      {[](R& r) { r.temperature = -1.f; }, kInvalid, "temperature"},
+      {[](R& r) { r.top_p = 0.f; }, kInvalid, "top_p"},
+      {[](R& r) { r.top_p = 1.1f; }, kInvalid, "top_p"},
+      {[](R& r) { r.top_k = -1; }, kInvalid, "top_k"},
+      {[&](R& r) { r.max_tokens = static_cast<int>(context); }, StatusCode::kOutOfRange,
+       "more than the context of " + std::to_string(context)},
+      {[](R& r) { r.token_ids.reset(), r.text = "hello"; }, StatusCode::kFailedPrecondition, "no tokenizer"},
+      {[](R& r) {
+         r.token_ids.reset(), r.chat = {{"user", "hello"}};
+       },
+       StatusCode::kFailedPrecondition, "no tokenizer"},
+  };
+  for (const auto& c : cases) {
+    GenerateRequest request = Greedy({1, 2, 3}, 4);
+    c.change(request);
+    const Output output = Generate(served_.client(), request);
+    EXPECT_EQ(output.status.code, static_cast<int>(c.code)) << c.message << ": " << output.status.message;
+    EXPECT_THAT(output.status.message, HasSubstr(c.message));
+    EXPECT_TRUE(output.events.empty()) << c.message;  // nothing is sent before a request is admitted
+  }
+  std::vector<int32_t> ids;
+  EXPECT_EQ(served_.client().Tokenize("hello", &ids).code, static_cast<int>(StatusCode::kFailedPrecondition));
+  EXPECT_EQ(served_.embedded().pools().used_blocks(), 0);
+}
+
+TEST_F(TinyServiceTest, ModelInfo) {
+  client::ModelInfo info;
+  ASSERT_TRUE(served_.client().GetModelInfo(&info).ok());
+  EXPECT_EQ(info.model, "tiny");
+  EXPECT_EQ(info.mode, "exact");
+  EXPECT_EQ(info.version, CACHALOT_VERSION);
+  EXPECT_EQ(info.vocab_size, served_.embedded().config().vocab_size);
+  EXPECT_EQ(info.max_context_tokens, 4096);
+  EXPECT_EQ(info.eos_token_ids, served_.embedded().config().eos_token_ids);
+  EXPECT_FALSE(info.has_tokenizer);
+}
+
+TEST_F(TinyServiceTest, LogitsAreTheOracles) {
+  const std::vector<int32_t>& ids = oracle_.input_ids;
+  const size_t vocab = served_.embedded().config().vocab_size;
+  for (const int decode : {0, 3}) {
+    int64_t next_row = 0;
+    double worst = 0;
+    const auto status =
+        served_.client().Logits(ids, decode, 16, [&](int64_t first, int64_t rows, const float* values) {
+          EXPECT_EQ(first, next_row);
+          next_row += rows;
+          for (size_t i = 0; i < rows * vocab; ++i)
+            worst = std::max<double>(worst, std::abs(values[i] - oracle_.prompt_logits[first * vocab + i]));
+        });
+    ASSERT_TRUE(status.ok()) << status.message;
+    EXPECT_EQ(next_row, static_cast<int64_t>(ids.size()));
+    EXPECT_LT(worst, 1e-4);
+  }
+  const auto bad = served_.client().Logits({1, 2}, 2, 0, [](int64_t, int64_t, const float*) {});
+  EXPECT_EQ(bad.code, static_cast<int>(StatusCode::kInvalidArgument));
+}
+
+TEST(GenerationService, IsUnavailableBeforeItServesAndWhenItDrains) {
+  Served served(TinyDirectory());
+  const GenerateRequest request = Greedy({1, 2, 3}, 2);
+  const Output early = Generate(served.client(), request);
+  EXPECT_EQ(early.status.code, static_cast<int>(StatusCode::kUnavailable));
+  EXPECT_THAT(early.status.message, HasSubstr("not reached its workers"));
+  served.Open();
+  EXPECT_TRUE(Generate(served.client(), request).status.ok());
+  const auto running = served.client().Generate(Greedy({1, 2, 3}, 400));
+  Event event;
+  ASSERT_TRUE(running->Next(&event));
+  served.service().Drain();
+  const Output late = Generate(served.client(), request);
+  EXPECT_EQ(late.status.code, static_cast<int>(StatusCode::kUnavailable));
+  EXPECT_THAT(late.status.message, HasSubstr("draining"));
+  client::ModelInfo info;
+  EXPECT_EQ(served.client().GetModelInfo(&info).code, static_cast<int>(StatusCode::kUnavailable));
+  EXPECT_EQ(Collect(*running).tokens.size(), 400u);  // what runs goes on
+}
+
+TEST(GenerationService, NoRoomForTheKvIsSaidBeforeTheStart) {
+  Served served(TinyDirectory(), 1);
+  served.Open();
+  const auto running = served.client().Generate(Greedy({1, 2, 3}, 3500));
+  Event event;
+  ASSERT_TRUE(running->Next(&event));
+  const Output output = Generate(served.client(), Greedy({1, 2, 3}, 4));
+  EXPECT_EQ(output.status.code, static_cast<int>(StatusCode::kResourceExhausted)) << output.status.message;
+  EXPECT_TRUE(output.events.empty());
+  running->Cancel();
+  ASSERT_TRUE(served.EventuallyAllFree());
+  EXPECT_TRUE(Generate(served.client(), Greedy({1, 2, 3}, 4)).status.ok());
+}
+
+/// The shipped checkpoint, loaded once.
+class DemoServiceTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    served_ = new Served(DemoDirectory());
+    served_->Open();
+  }
+  static void TearDownTestSuite() {
+    delete served_;
+    served_ = nullptr;
+  }
+  static inline Served* served_ = nullptr;
+};
+
+TEST_F(DemoServiceTest, QuotesTheGoldenVerses) {
+  std::ifstream file(DemoDirectory() + "/golden.json");
+  const nlohmann::json golden = nlohmann::json::parse(file);
+  for (size_t i = 0; i < 4; ++i) {
+    const auto prompt = golden[i]["prompt"].get<std::string>();
+    GenerateRequest request;
+    request.chat = {{"user", prompt}};
+    request.temperature = 0.f;
+    request.max_tokens = 200;
+    request.timeout_ms = kTimeoutMs;
+    const Output output = Generate(served_->client(), request);
+    ASSERT_TRUE(output.status.ok()) << output.status.message;
+    EXPECT_EQ(output.tokens, golden[i]["token_ids"].get<std::vector<int32_t>>()) << prompt;
+    EXPECT_EQ(output.text, golden[i]["text"].get<std::string>());
+    EXPECT_EQ(output.events.back().finish_reason, "stop");
+    EXPECT_EQ(output.events.front().prompt_tokens, static_cast<int>(golden[i]["prompt_ids"].size()));
+  }
+  EXPECT_TRUE(served_->EventuallyAllFree());
+}
+
+TEST_F(DemoServiceTest, TheTextIsTheWholeOutputsInPieces) {
+  const Tokenizer& tokenizer = *served_->tokenizer();
+  for (uint64_t seed = 1; seed <= 2; ++seed) {
+    GenerateRequest request;
+    request.text = "é漢字 \xF0\x9F\x90\xB3";  // at this temperature bytes of broken characters come too
+    request.temperature = 50.f;
+    request.seed = seed;
+    request.max_tokens = 60;
+    request.ignore_eos = true;
+    request.timeout_ms = kTimeoutMs;
+    const Output whole = Generate(served_->client(), request);
+    ASSERT_TRUE(whole.status.ok()) << whole.status.message;
+    EXPECT_EQ(whole.text, DecodeText(tokenizer, whole.tokens));
+    // A stream that goes on behind some of the tokens goes on behind their text too, even inside a character.
+    for (size_t have = 1; have < whole.tokens.size(); have += 13) {
+      StreamDecoder decoder(&tokenizer);
+      std::string text;
+      for (size_t i = 0; i < have; ++i) text += decoder.Push(whole.tokens[i]);
+      request.resume_tokens.assign(whole.tokens.begin(), whole.tokens.begin() + have);
+      const Output rest = Generate(served_->client(), request);
+      ASSERT_TRUE(rest.status.ok()) << rest.status.message;
+      EXPECT_EQ(text + rest.text, whole.text) << seed << " " << have;
+    }
+    request.resume_tokens.clear();
+  }
+}
+
+TEST_F(DemoServiceTest, Tokenizes) {
+  std::vector<int32_t> ids;
+  const std::string text = "In the beginning <｜User｜> é漢字";
+  ASSERT_TRUE(served_->client().Tokenize(text, &ids).ok());
+  EXPECT_EQ(ids, *served_->tokenizer()->Encode(text, false));
+  EXPECT_EQ(served_->tokenizer()->DecodeRaw(ids), text);
+  ASSERT_TRUE(served_->client().Tokenize("", &ids).ok());
+  EXPECT_TRUE(ids.empty());
+  client::ModelInfo info;
+  ASSERT_TRUE(served_->client().GetModelInfo(&info).ok());
+  EXPECT_TRUE(info.has_tokenizer);
+}
+
+TEST_F(DemoServiceTest, RefusesBadInput) {
+  const auto refusal = [this](const std::function<void(GenerateRequest&)>& change) {
+    GenerateRequest request;
+    request.max_tokens = 4;
+    request.timeout_ms = kTimeoutMs;
+    change(request);
+    return Generate(served_->client(), request).status;
+  };
+  constexpr int kInvalid = static_cast<int>(StatusCode::kInvalidArgument);
+  const auto role = refusal([](auto& r) { r.chat = {{"user", "hello"}, {"tool", "hello"}}; });
+  EXPECT_EQ(role.code, kInvalid);
+  EXPECT_THAT(role.message, HasSubstr("tool"));
+  const auto empty = refusal([](auto& r) { r.text = ""; });
+  EXPECT_EQ(empty.code, kInvalid);
+  EXPECT_THAT(empty.message, HasSubstr("the prompt has no tokens"));
+  EXPECT_EQ(refusal([](auto&) {}).code, kInvalid);
+}
+
+}  // namespace
+}  // namespace cachalot::testing

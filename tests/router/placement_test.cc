@@ -1,0 +1,101 @@
+#include "router/placement.h"
+
+#include <gtest/gtest.h>
+
+#include "router/worker_pool.h"
+
+namespace cachalot {
+namespace {
+
+WorkerView Worker(const char* name, int64_t assigned = 0, int64_t reported = 0, int64_t free = 1000) {
+  return {name, OkStatus(), false, assigned, reported, free};
+}
+WorkerView Excluded(WorkerView worker) {
+  worker.excluded = true;
+  return worker;
+}
+WorkerView Sick(WorkerView worker, const char* why) {
+  worker.health = Unavailable(why);
+  return worker;
+}
+
+TEST(Placement, TakesTheLeastWork) {
+  const struct {
+    const char* what;
+    std::vector<WorkerView> workers;
+    size_t expected;
+  } cases[] = {
+      {"one", {Worker("a")}, 0},
+      {"all equal: the order given", {Worker("a"), Worker("b"), Worker("c")}, 0},
+      {"assigned counts first", {Worker("a", 2, 0, 9000), Worker("b", 1, 50, 500)}, 1},
+      {"then what they report", {Worker("a", 1, 5), Worker("b", 1, 4), Worker("c", 1, 6)}, 1},
+      {"then free KV", {Worker("a", 1, 5, 200), Worker("b", 1, 5, 300), Worker("c", 1, 5, 300)}, 1},
+      {"too little KV comes behind any load", {Worker("a", 0, 0, 99), Worker("b", 7, 7, 100)}, 1},
+      {"exactly enough KV", {Worker("a", 0, 0, 100), Worker("b", 1, 0, 200)}, 0},
+      {"nobody has enough KV: the least work", {Worker("a", 1, 0, 50), Worker("b", 0, 0, 10)}, 1},
+      {"excluded comes behind any load", {Excluded(Worker("a")), Worker("b", 9, 9)}, 1},
+      {"excluded comes behind too little KV", {Excluded(Worker("a")), Worker("b", 9, 9, 1)}, 1},
+      {"only excluded ones: the least work", {Excluded(Worker("a", 2)), Excluded(Worker("b", 1))}, 1},
+      {"an excluded one before a sick one", {Sick(Worker("a"), "gone"), Excluded(Worker("b", 5))}, 1},
+      {"a sick one never", {Sick(Worker("a"), "gone"), Worker("b", 5, 5, 0)}, 1},
+  };
+  for (const auto& c : cases) {
+    const auto placement = Place(c.workers, 100);
+    ASSERT_TRUE(placement.ok()) << c.what;
+    EXPECT_EQ(placement->worker, c.expected) << c.what;
+  }
+}
+
+TEST(Placement, SaysWhyItTookAWorker) {
+  const WorkerView workers[] = {Worker("host:1", 3, 4)};
+  EXPECT_EQ(Place(workers, 0)->reason, "host:1 (assigned 3, reported 4)");
+  const WorkerView again[] = {Excluded(Worker("host:1", 3, 4))};
+  EXPECT_EQ(Place(again, 0)->reason, "host:1 (assigned 3, reported 4, again for want of another)");
+}
+
+TEST(Placement, NamesEveryWorkerThatIsUnusable) {
+  const WorkerView workers[] = {Sick(Worker("a:1"), "connection refused"),
+                                Sick(Excluded(Worker("b:2")), "weights differ")};
+  const Status status = Place(workers, 0).status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(StatusMessage(status), "no worker is usable: a:1: connection refused; b:2: weights differ");
+  EXPECT_EQ(StatusMessage(Place({}, 0).status()), "no worker is configured");
+}
+
+class IdleWorker final : public PrefillWorker {
+ public:
+  const std::string& name() const override { return name_; }
+  Status health() const override { return health_; }
+  WorkerLoad load() const override { return {1, 20, 300}; }
+  std::unique_ptr<PrefillCall> Start(const SequenceState&, DecodeCall&, PrefillOptions,
+                                     std::shared_ptr<FlowQueue>) override {
+    return nullptr;
+  }
+  std::string name_ = "idle";
+  Status health_;
+};
+
+TEST(WorkerPool, CountsWhatIsAssignedWhileItIs) {
+  WorkerPool<PrefillWorker> pool;
+  auto worker = std::make_unique<IdleWorker>();
+  IdleWorker* idle = worker.get();
+  pool.Add(std::move(worker));
+  using Assignment = WorkerPool<PrefillWorker>::Assignment;
+  Assignment kept;
+  {
+    const Assignment first(&pool, 0, 10);
+    Assignment second(&pool, 0, 5);
+    EXPECT_EQ(pool.Choose({}, 0)->reason, "idle (assigned 15, reported 21)");
+    kept = std::move(second);
+  }
+  EXPECT_EQ(pool.Choose({}, 0)->reason, "idle (assigned 5, reported 21)");
+  kept = {};
+  EXPECT_EQ(pool.Choose({0}, 0)->reason, "idle (assigned 0, reported 21, again for want of another)");
+  EXPECT_EQ(pool.usable(), 1u);
+  idle->health_ = Unavailable("asleep");
+  EXPECT_EQ(pool.usable(), 0u);
+  EXPECT_EQ(StatusMessage(pool.Choose({}, 0).status()), "no worker is usable: idle: asleep");
+}
+
+}  // namespace
+}  // namespace cachalot
