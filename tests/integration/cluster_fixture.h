@@ -25,9 +25,10 @@ inline std::unique_ptr<ProcessCluster> MustStart(const ClusterOptions& options) 
   return std::move(*cluster);
 }
 
-inline std::unique_ptr<EmbeddedModel> MustLoad(const std::string& directory) {
+inline std::unique_ptr<EmbeddedModel> MustLoad(const std::string& directory, const std::string& mode = "exact") {
   EmbeddedOptions options;
   options.model = directory;
+  options.mode = mode;
   auto embedded = EmbeddedModel::Load(options);
   if (!embedded.ok()) {
     ADD_FAILURE() << embedded.status();

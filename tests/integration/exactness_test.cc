@@ -40,6 +40,20 @@ TEST_P(Shards, LogitsThroughFourRolesEqualEmbeddedBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(Counts, Shards, ::testing::Values(1, 2, 4, 8));
 
+TEST(Bf16, LogitsThroughFourRolesEqualEmbeddedBitForBit) {
+  for (int shards : {1, 4}) {
+    const std::string directory = CACHALOT_SOURCE_DIR "/tests/golden/oracle/tiny";
+    const auto oracle = *OracleCase::Load(directory);
+    const auto embedded = MustLoad(directory, "bf16");
+    const auto cluster =
+        MustStart({.model = directory, .expert_shards = shards, .debug_logits = true, .mode = "bf16"});
+    ASSERT_TRUE(embedded && cluster);
+    client::Client client(cluster->router());
+    const auto want = EmbeddedLogits(*embedded, oracle.input_ids, 0);
+    EXPECT_EQ(want, ClusterLogits(client, oracle.input_ids, embedded->config().vocab_size, 30, 64)) << shards;
+  }
+}
+
 TEST(LongPrompt, SixHundredTokensThroughTwoPairsEqualEmbeddedBitForBit) {
   const auto embedded = MustLoad(DemoDirectory());
   const auto cluster = MustStart({.model = DemoDirectory(), .prefill = 2, .decode = 2, .debug_logits = true});

@@ -44,7 +44,8 @@ StatusOr<std::unique_ptr<ProcessCluster>> ProcessCluster::Start(const ClusterOpt
     }
     return OkStatus();
   };
-  const std::vector<std::string> common = {"--listen", "127.0.0.1:0", "--model", options.model};
+  const std::vector<std::string> common = {"--listen", "127.0.0.1:0", "--model", options.model,
+                                           "--mode",   options.mode};
   const auto with = [&](const char* binary, std::vector<std::string> more) {
     std::vector<std::string> argv = {binary};
     argv.insert(argv.end(), common.begin(), common.end());
