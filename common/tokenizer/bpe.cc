@@ -14,12 +14,9 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr size_t kShortBytes = 32;  // up to here looking at all pairs for each merge beats a heap
 constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
 constexpr char kUseCheckpoint[] = "; use the tokenizer.json that came with the checkpoint";
-
-uint64_t PairKey(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
-}
 
 /// Both sides of a merge, or nothing if `entry` is neither "a b" nor ["a", "b"].
 std::optional<std::pair<std::string, std::string>> MergeSides(const Json& entry) {
@@ -61,6 +58,7 @@ StatusOr<Bpe> Bpe::FromJson(const Json& model, const std::string& file) {
   Bpe bpe;
   RETURN_IF_ERROR(bpe.ReadVocabulary(model, file));
   RETURN_IF_ERROR(bpe.ReadMerges(model, file));
+  bpe.FindWords();
   return bpe;
 }
 
@@ -102,7 +100,7 @@ Status Bpe::ReadMerges(const Json& model, const std::string& file) {
   if (merges == model.end() || !merges->is_array()) {
     return InvalidArgument(file + ": model.merges must be an array" + kUseCheckpoint);
   }
-  merges_.reserve(merges->size());
+  merges_ = MergeTable(merges->size());
   for (size_t rank = 0; rank < merges->size(); ++rank) {
     const std::string where = file + ": model.merges[" + std::to_string(rank) + "]";
     const auto sides = MergeSides((*merges)[rank]);
@@ -121,7 +119,7 @@ Status Bpe::ReadMerges(const Json& model, const std::string& file) {
       ids[i] = entry->second;
     }
     // A pair given twice has its last rank, as in HF tokenizers.
-    merges_[PairKey(ids[0], ids[1])] = Merge{static_cast<uint32_t>(rank), ids[2]};
+    merges_.Set(ids[0], ids[1], {static_cast<uint32_t>(rank), ids[2]});
     emitted_[ids[2]] = true;
   }
   return OkStatus();
@@ -136,9 +134,9 @@ void Bpe::Propose(uint32_t left, Scratch* scratch) const {
   const uint32_t right = symbols[left].next;
   if (right == kNone) return;
   const int32_t left_id = symbols[left].id, right_id = symbols[right].id;
-  const auto merge = merges_.find(PairKey(left_id, right_id));
-  if (merge == merges_.end()) return;
-  scratch->heap_.push_back({merge->second.rank, left, left_id, right_id, merge->second.merged});
+  const MergeTable::Merge merge = merges_.Find(left_id, right_id);
+  if (merge.rank == MergeTable::kNoMerge) return;
+  scratch->heap_.push_back({merge.rank, left, left_id, right_id, merge.merged});
 }
 
 void Bpe::MergeAll(Scratch* scratch) const {
@@ -168,8 +166,51 @@ void Bpe::MergeAll(Scratch* scratch) const {
   }
 }
 
-void Bpe::Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const {
-  if (piece.empty()) return;
+/// A token that can be emitted need not come out for its own bytes: an earlier merge may split them
+/// otherwise.
+void Bpe::FindWords() {
+  words_ = WordTable(vocabulary_.size());
+  std::vector<int32_t> ids;
+  Scratch scratch;
+  for (const auto& [spelling, id] : vocabulary_) {
+    if (!emitted_[id]) continue;
+    const std::string bytes = BytesOfSpelling(spelling).value_or("");
+    if (bytes.empty() || bytes.size() > WordTable::kMaxBytes) continue;
+    ids.clear();
+    if (bytes.size() <= kShortBytes) {
+      EncodeShort(bytes, &ids);
+    } else {
+      EncodeLong(bytes, &scratch, &ids);
+    }
+    if (ids.size() == 1 && ids[0] == id) words_.Add(bytes, id);
+  }
+}
+
+void Bpe::EncodeShort(std::string_view piece, std::vector<int32_t>* ids) const {
+  std::array<int32_t, kShortBytes> symbols;
+  std::array<MergeTable::Merge, kShortBytes> merges;  // of a symbol with its right neighbour
+  size_t count = piece.size();
+  for (size_t i = 0; i < count; ++i) symbols[i] = byte_id_[static_cast<unsigned char>(piece[i])];
+  for (size_t i = 0; i + 1 < count; ++i) merges[i] = merges_.Find(symbols[i], symbols[i + 1]);
+  while (count > 1) {
+    size_t best = 0;
+    for (size_t i = 1; i + 1 < count; ++i) {
+      if (merges[i].rank < merges[best].rank) best = i;
+    }
+    if (merges[best].rank == MergeTable::kNoMerge) break;
+    symbols[best] = merges[best].merged;
+    --count;
+    for (size_t i = best + 1; i < count; ++i) {
+      symbols[i] = symbols[i + 1];
+      merges[i - 1] = merges[i];
+    }
+    if (best > 0) merges[best - 1] = merges_.Find(symbols[best - 1], symbols[best]);
+    if (best + 1 < count) merges[best] = merges_.Find(symbols[best], symbols[best + 1]);
+  }
+  ids->insert(ids->end(), symbols.begin(), symbols.begin() + count);
+}
+
+void Bpe::EncodeLong(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const {
   CHECK(piece.size() < (size_t{1} << 31));
   const uint32_t count = static_cast<uint32_t>(piece.size());
   auto& symbols = scratch->symbols_;
@@ -182,6 +223,17 @@ void Bpe::Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>*
   for (uint32_t i = 0; i + 1 < count; ++i) Propose(i, scratch);
   MergeAll(scratch);
   for (uint32_t i = 0; i != kNone; i = symbols[i].next) ids->push_back(symbols[i].id);
+}
+
+void Bpe::Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const {
+  if (piece.empty()) return;
+  if (const int32_t word = words_.Find(piece); word >= 0) {
+    ids->push_back(word);
+  } else if (piece.size() <= kShortBytes) {
+    EncodeShort(piece, ids);
+  } else {
+    EncodeLong(piece, scratch, ids);
+  }
 }
 
 }  // namespace cachalot

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/base/status.h"
+#include "common/tokenizer/bpe_tables.h"
 
 namespace cachalot {
 
@@ -49,19 +50,18 @@ class Bpe {
   bool CanEmit(int32_t id) const;
 
  private:
-  struct Merge {
-    uint32_t rank;
-    int32_t merged;
-  };
-
   Status ReadVocabulary(const nlohmann::json& model, const std::string& file);
   Status ReadMerges(const nlohmann::json& model, const std::string& file);
   void Propose(uint32_t left, Scratch* scratch) const;
   void MergeAll(Scratch* scratch) const;
+  void FindWords();
+  void EncodeShort(std::string_view piece, std::vector<int32_t>* ids) const;
+  void EncodeLong(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const;
 
   std::unordered_map<std::string, int32_t> vocabulary_;
-  std::unordered_map<uint64_t, Merge> merges_;  // key: left id << 32 | right id
-  std::vector<bool> emitted_;                   // by id
+  MergeTable merges_;
+  WordTable words_;            // most pieces of prose are one token: they need no merging
+  std::vector<bool> emitted_;  // by id
   std::array<int32_t, 256> byte_id_;
 };
 

@@ -1,8 +1,9 @@
 #pragma once
-// A conversation as DeepSeek-V4 expects it, thinking off:
+// Conversations as DeepSeek-V4 expects them:
 //   <begin> system <User> question <Assistant></think> answer <end> <User> ...
+//   thinking:                      <Assistant><think> reasoning </think> answer <end>
 // The marks are special tokens found by their text in the tokenizer; what the messages say is always plain
-// text.
+// text. OpenAI-like requests are read by chat_request.h, answers by chat_output.h.
 
 #include <cstdint>
 #include <string>
@@ -10,27 +11,30 @@
 #include <vector>
 
 #include "common/base/status.h"
+#include "common/tokenizer/chat_encoding.h"
+#include "common/tokenizer/chat_message.h"
+#include "common/tokenizer/chat_prompt.h"
 #include "common/tokenizer/tokenizer.h"
 
 namespace cachalot {
 
-inline constexpr std::string_view kBeginToken = "<｜begin▁of▁sentence｜>";
-inline constexpr std::string_view kEndToken = "<｜end▁of▁sentence｜>";
-inline constexpr std::string_view kUserToken = "<｜User｜>";
-inline constexpr std::string_view kAssistantToken = "<｜Assistant｜>";
-inline constexpr std::string_view kThinkEndToken = "</think>";
+/// The prompt for `messages`, byte for byte as the model's reference encoder renders it. Neighbouring user
+/// and tool messages are one turn; a user or developer turn that is last or before an assistant message opens
+/// the answer; a system message may stand anywhere and has no mark, so its text runs on from its neighbour's.
+/// If the last message is an assistant's, the prompt ends with its end token and asks for nothing.
+/// InvalidArgument with the message's index for what cannot be rendered; FailedPrecondition for a request
+/// that needs a fixed text (tools, a response format, a reasoning effort) which `encoding` does not have.
+StatusOr<ChatPrompt> RenderChat(const ChatEncoding& encoding, const std::vector<ChatMessage>& messages,
+                                const ChatOptions& options);
 
-struct ChatMessage {
-  std::string role;  // "system", "user" or "assistant"
-  std::string content;
-};
+/// RenderChat and EncodePrompt.
+StatusOr<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer, const ChatEncoding& encoding,
+                                          const std::vector<ChatMessage>& messages,
+                                          const ChatOptions& options);
 
-/// The prompt for `messages`, as the model's reference encoder renders it: consecutive user messages are one
-/// turn joined by an empty line; a user turn that is last or before an assistant message opens the answer; a
-/// system message may stand anywhere and has no mark, so its text runs on from its neighbour's. If the last
-/// message is an assistant's, the prompt ends with its end token and asks for nothing. InvalidArgument for an
-/// empty list, an unknown role, invalid UTF-8 (all with the message's index) and for a tokenizer without the
-/// marks.
+/// The simple case, for any checkpoint: thinking off, system, user and assistant messages with a role and
+/// content only. InvalidArgument for an empty list, another role, invalid UTF-8 (all with the message's
+/// index) and for a tokenizer without the marks.
 StatusOr<std::vector<int32_t>> EncodeChat(const Tokenizer& tokenizer,
                                           const std::vector<ChatMessage>& messages);
 

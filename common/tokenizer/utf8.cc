@@ -42,6 +42,27 @@ size_t FindInvalidUtf8(std::string_view text) {
   return std::string_view::npos;
 }
 
+bool AppendUtf8(char32_t c, std::string* out) {
+  const auto tail = [&](int shift) { out->push_back(static_cast<char>(0x80 | ((c >> shift) & 0x3F))); };
+  if (c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return false;
+  if (c < 0x80) {
+    out->push_back(static_cast<char>(c));
+    return true;
+  }
+  if (c < 0x800) {
+    out->push_back(static_cast<char>(0xC0 | (c >> 6)));
+  } else if (c < 0x10000) {
+    out->push_back(static_cast<char>(0xE0 | (c >> 12)));
+    tail(6);
+  } else {
+    out->push_back(static_cast<char>(0xF0 | (c >> 18)));
+    tail(12);
+    tail(6);
+  }
+  tail(0);
+  return true;
+}
+
 void Utf8Repair::Append(std::string_view bytes, std::string* out) {
   for (const char c : bytes) {
     const uint8_t byte = static_cast<uint8_t>(c);

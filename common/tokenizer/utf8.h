@@ -11,6 +11,9 @@ namespace cachalot {
 /// Byte offset of the first sequence that is not valid UTF-8 (a truncated one at the end counts), or npos.
 size_t FindInvalidUtf8(std::string_view text);
 
+/// Appends the character, unless it is a surrogate or above U+10FFFF.
+bool AppendUtf8(char32_t c, std::string* out);
+
 /// Turns bytes that arrive in arbitrary cuts into valid UTF-8. Each maximal part of an invalid sequence
 /// becomes one U+FFFD, so all output together equals Python's bytes.decode("utf-8", errors="replace") of all
 /// input together.
