@@ -15,6 +15,7 @@ int ChatCommand(const std::vector<std::string>& words);
 int UpCommand(const std::vector<std::string>& words);
 int DemoCommand(const std::vector<std::string>& words);
 int ServeCommand(const std::vector<std::string>& words);
+int InspectCommand(const std::vector<std::string>& words);
 
 /// Prints a failed status to stderr and gives the exit code.
 int Report(const std::string& command, const Status& status);

@@ -27,6 +27,7 @@ constexpr Command kCommands[] = {
     {"chat", "talk to a model, turn by turn", ChatCommand},
     {"logits", "logits of every position of a sequence", LogitsCommand},
     {"serve", "serve a checkpoint from this process alone (gRPC)", ServeCommand},
+    {"inspect", "what a checkpoint holds and needs, without loading it", InspectCommand},
     {"demo", "three verses from the demo checkpoint", DemoCommand},
     {"up", "start router, prefill, decode and expert processes on this machine", UpCommand},
 };

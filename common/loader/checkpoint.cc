@@ -9,6 +9,8 @@
 #include <sstream>
 #include <unordered_set>
 
+#include "common/base/check.h"
+
 namespace cachalot {
 namespace {
 
@@ -21,32 +23,7 @@ bool Exists(const std::string& path) {
   return std::filesystem::exists(path, error);
 }
 
-/// Replaces the first `from` in `name`, if there is one.
-void Replace(std::string* name, std::string_view from, std::string_view to) {
-  const size_t at = name->find(from);
-  if (at != std::string::npos) name->replace(at, from.size(), to);
-}
-
-void ReplaceSuffix(std::string* name, std::string_view from, std::string_view to) {
-  if (name->ends_with(from)) name->replace(name->size() - from.size(), from.size(), to);
-}
-
 }  // namespace
-
-std::string OfficialTensorName(std::string_view stored) {
-  std::string name(stored);
-  if (name.starts_with("model.")) name.erase(0, 6);
-  if (name.starts_with("embed_tokens.")) name.replace(0, 13, "embed.");
-  if (name.starts_with("lm_head.")) name.replace(0, 8, "head.");
-  if (name.starts_with("hc_head.hc_")) name.replace(0, 11, "hc_head_");
-  Replace(&name, ".self_attn.", ".attn.");
-  Replace(&name, ".mlp.", ".ffn.");
-  // Only the layer's own norm: `attn.compressor.norm` and `attn_norm` are other tensors and keep their names.
-  ReplaceSuffix(&name, ".attn.norm.weight", ".attn.kv_norm.weight");
-  ReplaceSuffix(&name, ".weight_scale_inv", ".scale");
-  ReplaceSuffix(&name, ".gate.e_score_correction_bias", ".gate.bias");
-  return name;
-}
 
 StatusOr<std::shared_ptr<Checkpoint>> Checkpoint::Open(const std::string& directory) {
   std::error_code error;
@@ -130,9 +107,15 @@ std::vector<std::string> Checkpoint::OfficialNames() const {
 }
 
 StatusOr<std::span<const std::byte>> Checkpoint::Map(const Tensor& tensor, size_t alignment) {
+  return Map(tensor, alignment, 0, tensor.entry->bytes());
+}
+
+StatusOr<std::span<const std::byte>> Checkpoint::Map(const Tensor& tensor, size_t alignment, int64_t offset,
+                                                     int64_t count) {
+  CHECK(offset >= 0 && count >= 0 && offset + count <= tensor.entry->bytes());
   RETURN_IF_ERROR(tensor.file->Map());
-  std::span<const std::byte> bytes = tensor.file->Bytes(*tensor.entry);
-  mapped_bytes_ += tensor.entry->bytes();
+  const std::span<const std::byte> bytes = tensor.file->Bytes(*tensor.entry).subspan(offset, count);
+  mapped_bytes_ += count;
   if (reinterpret_cast<uintptr_t>(bytes.data()) % alignment == 0) return bytes;
   std::span<std::byte> copy = Allocate(bytes.size());
   std::memcpy(copy.data(), bytes.data(), bytes.size());

@@ -1,8 +1,7 @@
 #pragma once
 // A directory with model.safetensors, or with model.safetensors.index.json and its shards: tensors by
-// official name (spec 7.1), whichever of the spellings of spec 7.3 variants 1, 2 and 4 the files use. Knows
-// names, shards and bytes; what shape or dtype a tensor ought to have is the business of
-// common/model/weights.
+// official name (spec 7.1), whichever of the spellings of spec 7.3 the files use. Knows names, shards and
+// bytes; what shape or dtype a tensor ought to have is the business of common/model/weights.
 
 #include <cstddef>
 #include <cstdint>
@@ -10,18 +9,15 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "common/base/status.h"
 #include "common/loader/safetensors.h"
 #include "common/loader/sha256.h"
+#include "common/loader/tensor_names.h"
 
 namespace cachalot {
-
-/// The official name of a stored one: "model.layers.3.attn.norm.weight" -> "layers.3.attn.kv_norm.weight".
-std::string OfficialTensorName(std::string_view stored);
 
 class Checkpoint {
  public:
@@ -45,6 +41,9 @@ class Checkpoint {
   /// The tensor's bytes, valid as long as this object: in the mapping (its file is mapped at the first use)
   /// or, where they do not lie on an `alignment` boundary, in a copy. Not thread-safe.
   StatusOr<std::span<const std::byte>> Map(const Tensor& tensor, size_t alignment);
+  /// The same of its bytes [offset, offset + count): one expert of a stack.
+  StatusOr<std::span<const std::byte>> Map(const Tensor& tensor, size_t alignment, int64_t offset,
+                                           int64_t count);
 
   /// Zeroed memory that lives as long as this object, aligned for any scalar.
   std::span<std::byte> Allocate(size_t bytes);
