@@ -14,6 +14,8 @@ SequenceKv& SequenceKv::operator=(SequenceKv&& other) noexcept {
   blocks_ = std::move(other.blocks_);
   tokens_ = std::exchange(other.tokens_, 0);
   capacity_ = std::exchange(other.capacity_, 0);
+  written_ = std::exchange(other.written_, 0);
+  placed_ = std::exchange(other.placed_, 0);
   return *this;
 }
 
@@ -35,17 +37,47 @@ std::byte* SequenceKv::RowBytes(PoolTag tag, int layer, int64_t row) {
   return pools_->pools_[p].memory.get() + blocks_[p][page] * spec.block_bytes() + slot * spec.row_bytes();
 }
 
-void SequenceKv::Advance(int64_t count) { SetTokens(tokens_ + count); }
+void SequenceKv::BeginWrite(int64_t count) {
+  CHECK(count >= 0 && tokens_ + count <= capacity_);
+  written_ = std::max(written_, tokens_ + count);
+}
+
+void SequenceKv::Advance(int64_t count) {
+  BeginWrite(count);
+  tokens_ += count;
+}
 
 void SequenceKv::SetTokens(int64_t n) {
-  CHECK(n <= capacity_);
-  tokens_ = n;
+  CHECK(n >= 0 && n <= capacity_);
+  tokens_ = written_ = placed_ = n;
 }
+
+Status SequenceKv::Rollback(int64_t n) {
+  const int64_t drafts = layout().draft_tokens();
+  const auto refuse = [&](const std::string& why) {
+    return OutOfRange("rollback from " + std::to_string(tokens_) + " to " + std::to_string(n) +
+                      " tokens: " + why);
+  };
+  if (n < 0 || n > tokens_) return refuse("the target lies outside the sequence");
+  if (tokens_ - n > drafts)
+    return refuse(std::to_string(tokens_ - n) + " to drop, the rings have room for " +
+                  std::to_string(drafts) + " draft tokens");
+  // Several rollbacks in a row, each small enough, must not reach further back than one: what counts is how
+  // far the rings have ever been written.
+  if (written_ - n > drafts + 1)
+    return refuse("the rings have been written up to " + std::to_string(written_) + " with room for " +
+                  std::to_string(drafts) + " draft tokens");
+  if (n < placed_) return refuse("rows before the hand-off at " + std::to_string(placed_) + " are not here");
+  tokens_ = n;
+  return OkStatus();
+}
+
+bool SequenceKv::whole() const { return written_ - tokens_ <= layout().draft_tokens() + 1; }
 
 void SequenceKv::Release() {
   if (pools_) pools_->Free(blocks_);
   pools_ = nullptr;
-  tokens_ = capacity_ = 0;
+  tokens_ = capacity_ = written_ = placed_ = 0;
 }
 
 BlockPools::BlockPools(KvLayout layout, int max_sequences, int64_t max_tokens) : layout_(std::move(layout)) {

@@ -41,12 +41,24 @@ class SequenceKv {
     return const_cast<SequenceKv*>(this)->Row(tag, layer, row);
   }
 
+  /// Rows of up to `count` tokens behind tokens() are about to be written. A step says so before its first
+  /// row: the rings move on even if it fails.
+  void BeginWrite(int64_t count);
   /// `count` more tokens are in every layer's rows.
   void Advance(int64_t count);
   /// Forgets everything but keeps the blocks.
-  void Reset() { tokens_ = 0; }
-  /// Rows up to `n` tokens have been placed from outside.
+  void Reset() { tokens_ = written_ = placed_ = 0; }
+  /// The hand-off rows of `n` tokens (HandOffRows) have been placed from outside.
   void SetTokens(int64_t n);
+
+  /// Drops the tokens behind the first `n` (spec 4.2): a continuation then reads what it would have read had
+  /// they never been there. OUT_OF_RANGE, nothing changed: n is negative or above tokens(); more tokens than
+  /// the layout's draft tokens would go, counting also what an earlier rollback or a failed step has left in
+  /// the rings; or rows needed at n were never here, because n lies before a hand-off.
+  Status Rollback(int64_t n);
+  /// False once a continuation at tokens() would read rows that are gone: after a failed step of more than
+  /// 1 + draft tokens. Such a sequence must start over.
+  bool whole() const;
   void Release();
 
  private:
@@ -54,6 +66,8 @@ class SequenceKv {
   BlockPools* pools_ = nullptr;
   std::array<std::vector<int32_t>, kPoolCount> blocks_;
   int64_t tokens_ = 0, capacity_ = 0;
+  int64_t written_ = 0;  // no ring slot holds a position at or above this; at least tokens_
+  int64_t placed_ = 0;   // tokens of the hand-off; its window and state rows serve no n below
 };
 
 /// All KV memory of a process. Thread-safe but for the rows themselves.

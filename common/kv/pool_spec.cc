@@ -18,7 +18,8 @@ std::string_view PoolName(PoolTag tag) {
   return kNames[static_cast<int>(tag)];
 }
 
-KvLayout::KvLayout(const KvModelShape& shape, int draft_tokens) {
+KvLayout::KvLayout(const KvModelShape& shape, int draft_tokens) : draft_tokens_(draft_tokens) {
+  CHECK(draft_tokens >= 0);
   const int L = static_cast<int>(shape.layers.size()), d = shape.head_dim, dh = shape.index_head_dim;
   std::vector<int> all, csa, hca;
   for (int i = 0; i < L; ++i) {
@@ -76,7 +77,8 @@ std::vector<RowRange> KvLayout::StateRows(int64_t n) const {
     if (first >= n) return;
     for (int layer : pool(tag).layers) ranges.push_back({tag, layer, first, n - first});
   };
-  add(PoolTag::kSwaKv, std::max<int64_t>(0, n - pool(PoolTag::kSwaKv).rows_per_block + 1));
+  const int64_t window = pool(PoolTag::kSwaKv).rows_per_block - draft_tokens_;
+  add(PoolTag::kSwaKv, std::max<int64_t>(0, n - window + 1));
   const int64_t csa = std::max<int64_t>(0, n / kCsaRatio * kCsaRatio - kCsaRatio);
   add(PoolTag::kCsaState, csa);
   add(PoolTag::kIndexerState, csa);
@@ -96,10 +98,12 @@ bool KvLayout::Contains(const RowRange& range, int64_t n) const {
 
 std::string KvLayout::Describe() const {
   std::string text;
-  for (const PoolSpec& spec : pools_)
-    text += std::string(PoolName(spec.tag)) + ":" + std::string(DTypeName(spec.row_type)) + "x" + std::to_string(spec.row_values) + "x" +
-            std::to_string(spec.layers.size()) + (spec.ring ? ",ring " + std::to_string(spec.rows_per_block) : "") +
-            ";";
+  for (const PoolSpec& spec : pools_) {
+    text += std::string(PoolName(spec.tag)) + ":" + std::string(DTypeName(spec.row_type)) + "x" +
+            std::to_string(spec.row_values) + "x" + std::to_string(spec.layers.size());
+    if (spec.ring) text += ",ring " + std::to_string(spec.rows_per_block - draft_tokens_);
+    text += ";";
+  }
   return text;
 }
 

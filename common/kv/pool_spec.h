@@ -56,8 +56,13 @@ struct RowRange {
 
 class KvLayout {
  public:
-  /// `draft_tokens` enlarges the rings so that so many speculated tokens can be rolled back (spec 4.2).
+  /// `draft_tokens` k enlarges every ring by k rows (spec 4.2). With a window of W, 7 rows of CSA state and
+  /// 127 of HCA state at most, a continuation at n then still finds its rows after positions up to n + k have
+  /// been written: a verify step of 1 + k tokens may be rolled back to any accepted length, or fail and be
+  /// run again.
   explicit KvLayout(const KvModelShape& shape, int draft_tokens = 0);
+
+  int draft_tokens() const { return draft_tokens_; }
 
   const PoolSpec& pool(PoolTag tag) const { return pools_[static_cast<int>(tag)]; }
   int num_layers() const { return static_cast<int>(ordinal_[0].size()); }
@@ -71,15 +76,19 @@ class KvLayout {
   /// Rows that tokens [from, to) append to the compressed pools.
   std::vector<RowRange> AppendedRows(int64_t from, int64_t to) const;
   /// Window rows and compressor state that n tokens leave behind and a continuation reads (spec 4.1, 4.2).
+  /// They are enough for a rollback to n or more, so they do not depend on the draft tokens of either side; a
+  /// longer range could name slots that rejected tokens have overwritten.
   std::vector<RowRange> StateRows(int64_t n) const;
 
   /// True if the row range lies inside what a sequence of n tokens may hold: the check for rows from outside.
   bool Contains(const RowRange& range, int64_t n) const;
 
-  /// One line that names pools, widths and ring sizes: part of Compat.
+  /// One line that names pools, widths and ring sizes: part of Compat. Rings are named without the rows for
+  /// draft tokens, which never leave the process: workers that speculate and workers that do not exchange KV.
   std::string Describe() const;
 
  private:
+  int draft_tokens_;
   std::array<PoolSpec, kPoolCount> pools_;
   std::array<std::vector<int>, kPoolCount> ordinal_;
 };

@@ -46,6 +46,7 @@ Status Model::LayOut(std::span<const Segment> segments) {
   for (size_t i = 0; i < segments.size(); ++i) {
     const Segment& segment = segments[i];
     CHECK(!segment.ids.empty());
+    CHECK(segment.kv->whole());
     CHECK(segment.kv->tokens() + static_cast<int64_t>(segment.ids.size()) <= segment.kv->capacity());
     for (size_t t = 0; t < segment.ids.size(); ++t) {
       const int32_t id = segment.ids[t];
@@ -67,6 +68,7 @@ Status Model::LayOut(std::span<const Segment> segments) {
 StatusOr<StepLogits> Model::Forward(std::span<const Segment> segments, ExpertBackend& experts) {
   CHECK(!segments.empty());
   RETURN_IF_ERROR(LayOut(segments));
+  for (const Segment& segment : segments) segment.kv->BeginWrite(static_cast<int64_t>(segment.ids.size()));
   Scratch& s = scratch_;
   Step step{config(), kernels_, threads_, rope_main_, rope_compress_, groups_, experts, segments, s};
   const int64_t T = step.rows(), H = config().hc_mult, D = config().hidden_size;

@@ -31,9 +31,12 @@ class Model {
  public:
   Model(std::shared_ptr<const ModelWeights> weights, const kernels::KernelTable& kernels, ThreadPool& threads);
 
-  /// Runs every segment's tokens and advances its KV. OUT_OF_RANGE for an id outside the vocabulary, nothing done.
-  /// When the experts fail, no KV has advanced: a one-token segment may simply be run again (its rows are written
-  /// again in place); a longer one must restart its sequence, since its rings have moved on.
+  /// Runs every segment's tokens and advances its KV. OUT_OF_RANGE for an id outside the vocabulary, nothing
+  /// done. When the experts fail, no KV has advanced: a segment of up to 1 + draft tokens (of the KV layout)
+  /// may simply be run again, its rows are written again in place; a longer one must restart its sequence,
+  /// since its rings have moved on (SequenceKv::whole, CHECKed). A verify step is a segment of 1 + k tokens
+  /// with all_logits, then SequenceKv::Rollback to what was accepted; every row and logit of it has the bits
+  /// of one-token steps (spec 4.2).
   StatusOr<StepLogits> Forward(std::span<const Segment> segments, ExpertBackend& experts);
 
   const ModelConfig& config() const { return weights_->config; }
