@@ -42,8 +42,9 @@ Status Serve(RoleProcess& process, const Config& config) {
   decode.Add(engine.MakeDecodeWorker());
   prefill.Add(engine.MakePrefillWorker());
 
-  ASSIGN_OR_RETURN(const int port, server.Start());
+  // First: a server that has started must not meet a failure behind it, its calls use what stands above.
   ASSIGN_OR_RETURN(const auto metrics_server, MetricsServer::Start(config.metrics_listen, metrics));
+  ASSIGN_OR_RETURN(const int port, server.Start());
   loop->Start();
   service.Serve(frontend);
   for (const char* name : {"", "liveness", "readiness"}) health.Set(name, true);

@@ -265,7 +265,7 @@ TEST_F(GrpcExperts, StopAnswersWhatHasArrivedAndTellsTheCallers) {
 
 TEST_F(GrpcExperts, WrongConfigurationsDoNotStart) {
   ExpertServiceConfig config = ConfigOf(0, 1);
-  config.mode = "bf16";
+  config.mode = "official";
   EXPECT_EQ(ExpertService::Start(config, &metrics_).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(ExpertService::Start(ConfigOf(0, 3), &metrics_).status().code(), StatusCode::kInvalidArgument);
   config = ConfigOf(0, 1);

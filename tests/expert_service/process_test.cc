@@ -120,7 +120,7 @@ TEST_F(ExpertProcess, AHungServiceCostsOneDeadlineAndIsThenAway) {
 }
 
 TEST(ExpertMain, WrongFlagsEndWithUsage) {
-  for (const char* flag : {"--shard=0/3", "--mode=bf16", "--kernels=gpu", "--nonsense", "--log-level=loud"}) {
+  for (const char* flag : {"--shard=0/3", "--mode=official", "--kernels=gpu", "--nonsense", "--log-level=loud"}) {
     std::vector<std::string> argv = {CACHALOT_BINARY_DIR "/cachalot-expert"};
     argv.push_back("--model=" + testing::TinyDirectory());
     argv.push_back(flag);

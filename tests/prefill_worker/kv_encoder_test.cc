@@ -118,7 +118,7 @@ TEST_F(KvEncoderTest, NoFrameIsLargerThanOneMiB) {
   KvEncoder encoder(
       target_, 40000, 5, [this](JobEvent event) { Hear(std::move(event)); }, 64 << 20);
   encoder.OnChunk(kv, 0, 40000, {});
-  encoder.OnFirstToken(3, FinishReason::kNone, std::move(kv));
+  encoder.OnFirstToken({3, FinishReason::kNone, {}}, std::move(kv));
   BlockPools other(m_.pools.layout(), 1, 40000);
   SequenceKv received = *other.Reserve(40000);
   KvReceiver receiver(&received, 40000);

@@ -1,64 +1,16 @@
 #include "prefill_worker/prefill_flow.h"
 
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
-#include "tests/prefill_worker/test_model.h"
+#include "tests/prefill_worker/prefill_flow_fixture.h"
 
 namespace cachalot {
 namespace {
 
 using testing::HandOffBytes;
+using testing::PrefillFlowTest;
+using testing::Recorder;
 using testing::SameBits;
-using testing::TestModel;
-
-/// Writes down all that it hears.
-class Recorder final : public PrefillSink {
- public:
-  void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) override {
-    EXPECT_EQ(from, computed);
-    EXPECT_EQ(kv.tokens(), to);
-    computed = to;
-    ++chunks;
-    all_logits.insert(all_logits.end(), logits.begin(), logits.end());
-  }
-  void OnFirstToken(int32_t first, FinishReason reason, SequenceKv sequence) override {
-    token = first;
-    finish = reason;
-    kv = std::move(sequence);
-  }
-  void OnError(const Status& status) override { error = status; }
-
-  bool done() const { return kv.valid(); }
-
-  int64_t computed = 0;
-  int chunks = 0;
-  std::vector<float> all_logits;
-  int32_t token = -1;
-  FinishReason finish = FinishReason::kNone;
-  SequenceKv kv;
-  Status error;
-};
-
-class PrefillFlowTest : public ::testing::Test {
- protected:
-  std::shared_ptr<Recorder> Submit(PrefillFlow& flow, uint64_t id, SequenceState state,
-                                   int64_t max_chunk = 0) {
-    auto sink = std::make_shared<Recorder>();
-    SequenceKv kv = *m_.pools.Reserve(static_cast<int64_t>(state.Context().size()));
-    flow.Submit({id, std::move(state), std::move(kv), max_chunk, sink});
-    return sink;
-  }
-  std::shared_ptr<Recorder> Alone(SequenceState state) {
-    PrefillFlow flow(m_.model, m_.experts, 4096);
-    auto sink = Submit(flow, 1, std::move(state));
-    while (flow.Step()) {
-    }
-    return sink;
-  }
-
-  TestModel m_;
-};
 
 TEST_F(PrefillFlowTest, FirstTokenIsTheOracles) {
   const auto sink = Alone(m_.State(m_.oracle.input_ids));

@@ -62,7 +62,7 @@ TEST(PrefillProcess, ServesUntilItIsStopped) {
 }
 
 TEST(PrefillProcess, RefusesWrongFlags) {
-  EXPECT_EQ(ExitCodeOf({"--experts", "local", "--mode", "bf16"}), kExitUsage);
+  EXPECT_EQ(ExitCodeOf({"--experts", "local", "--mode", "official"}), kExitUsage);
   EXPECT_EQ(ExitCodeOf({}), kExitUsage);  // no --experts
   EXPECT_EQ(ExitCodeOf({"--experts", "local", "--listen", "nonsense"}), kExitUsage);
 }

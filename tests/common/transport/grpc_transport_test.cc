@@ -205,8 +205,9 @@ TEST(GrpcTransport, AFrameThatIsNotSentInTimeBreaksTheChannel) {
   Loop loop;
   const auto channel = Open(&loop, server.address());
   // More than the peer's windows and sockets hold: without a reader the writes stop.
-  for (int i = 0; i < 8; ++i)
-    ASSERT_TRUE(channel->Post(Pattern(8 << 20, i), In(std::chrono::milliseconds(300))).ok());
+  // On a busy machine the first may be overdue before the last is posted: then posting says so.
+  for (int i = 0; i < 8 && channel->status().ok(); ++i)
+    (void)channel->Post(Pattern(8 << 20, i), In(std::chrono::milliseconds(300)));
   ASSERT_TRUE(PollUntil(loop, [&] {
     channel->Poll();
     return !channel->status().ok();
