@@ -27,7 +27,7 @@ Status Serve(RoleProcess& process, const Config& config) {
   RETURN_IF_ERROR(process.Init(config.log_level));
   ASSIGN_OR_RETURN(const auto embedded, EmbeddedModel::Load(config.embedded));
   ASSIGN_OR_RETURN(const auto assets, ReadModelAssets(config.embedded.model));
-  ASSIGN_OR_RETURN(std::shared_ptr<const Frontend> frontend, Frontend::Make(assets));
+  ASSIGN_OR_RETURN(std::shared_ptr<const Frontend> frontend, Frontend::Make(assets, config.embedded.mode));
 
   MetricsRegistry metrics;
   rpc::HealthState health;
