@@ -9,7 +9,10 @@ DecodeFlow::DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock,
 
 void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token) {
   const auto index = static_cast<int64_t>(state.emitted.size());
-  sequences_.push_back({id, std::move(state), std::move(kv), first_token, index + 1, index});
+  TokenHistory history = HistoryOf(state, model_.config().vocab_size);
+  history.Add(first_token);
+  sequences_.push_back(
+      {id, std::move(state), std::move(kv), first_token, index + 1, index, std::move(history)});
 }
 
 void DecodeFlow::Remove(uint64_t id) {
@@ -43,12 +46,13 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
   std::vector<uint64_t> over;
   for (size_t i = 0; i < batch_.size(); ++i) {
     Sequence& s = sequences_[batch_[i]];
-    TokenOut result{s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}};
+    TokenOut result{s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}};
     const auto row = logits->last(i);
-    const auto token = NextToken(s.state, sampler_, row, s.next_index);
+    auto token = NextToken(s.state, model_.config().eos_token_ids, sampler_, s.history, row, s.next_index);
     if (token.ok()) {
-      result.token = s.token = *token;
-      result.finish = FinishAfter(s.state.params, model_.config().eos_token_ids, *token, s.next_index);
+      result.token = s.token = token->token;
+      result.finish = token->finish;
+      result.logprobs = std::move(token->logprobs);
       if (s.state.want_logits) result.logits.assign(row.begin(), row.end());
       ++s.next_index;
     } else {
@@ -68,7 +72,8 @@ DecodeFlow::Progress DecodeFlow::ExpertsAway(const Status& status, std::vector<T
   if (!away_) away_since_ = now;
   away_ = true;
   if (transient && now - away_since_ < options_.expert_outage_grace) return Progress::kExpertsAway;
-  for (const Sequence& s : sequences_) out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}});
+  for (const Sequence& s : sequences_)
+    out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}, {}});
   sequences_.clear();
   away_ = false;
   return Progress::kStepped;

@@ -6,6 +6,7 @@
 // A sequence whose reader lags by `window` tokens waits without holding up the others.
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "common/base/time.h"
@@ -22,6 +23,7 @@ struct TokenOut {
   FinishReason finish = FinishReason::kNone;
   Status error;               // not OK: the sequence is over, token means nothing
   std::vector<float> logits;  // [vocab] that chose the token, when the sequence wants them
+  std::optional<TokenLogprobs> logprobs;  // of the token, when the sequence wants them
 };
 
 struct DecodeOptions {
@@ -59,6 +61,7 @@ class DecodeFlow {
     int32_t token;         // to be fed next
     int64_t next_index;    // output index of the token that comes out
     int64_t acknowledged;  // output tokens that the reader has
+    TokenHistory history;  // up to `token`
   };
   Progress ExpertsAway(const Status& status, std::vector<TokenOut>& out);
 

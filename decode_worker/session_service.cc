@@ -235,6 +235,10 @@ void SessionService::Deliver(std::vector<TokenOut> tokens) {
       batch.add_indices(token.index);
       batch.add_tokens(token.token);
       batch.add_finish(ToProto(token.finish));
+      if (token.logprobs) {
+        while (batch.logprobs_size() < batch.tokens_size() - 1) batch.add_logprobs();
+        *batch.add_logprobs() = ToProto(*token.logprobs);
+      }
       if (options_.debug_logits) batch.add_logits(token.logits.data(), token.logits.size() * sizeof(float));
     } else {
       failed.emplace_back(lease, token.error);
@@ -245,7 +249,9 @@ void SessionService::Deliver(std::vector<TokenOut> tokens) {
   for (auto& [id, response] : batches) {
     const auto session = sessions_.find(id);
     if (session == sessions_.end()) continue;  // broken: nobody hears the tokens of its grace
-    *response.mutable_step()->mutable_load() = CurrentLoad();
+    v1::StepBatch& batch = *response.mutable_step();
+    while (batch.logprobs_size() > 0 && batch.logprobs_size() < batch.tokens_size()) batch.add_logprobs();
+    *batch.mutable_load() = CurrentLoad();
     Send(*session->second, std::move(response));
   }
   for (const auto& [lease, status] : failed) {

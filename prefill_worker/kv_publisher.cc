@@ -44,10 +44,16 @@ void KvEncoder::OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::spa
   for (const RowRange& range : kv.layout().StateRows(to)) SplitIntoFrames(kv.layout(), range);
 }
 
-void KvEncoder::OnFirstToken(int32_t token, FinishReason finish, SequenceKv kv) {
-  report_({.kind = JobEvent::Kind::kFirstToken, .token = token, .finish = finish});
-  first_token_ = token;
-  done_ = !target_ || finish != FinishReason::kNone;
+void KvEncoder::OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) {
+  report_({.kind = JobEvent::Kind::kPromptLogprobs, .first = first, .logprobs = std::move(entries)});
+}
+
+void KvEncoder::OnFirstToken(OutputToken first, SequenceKv kv) {
+  JobEvent event{.kind = JobEvent::Kind::kFirstToken, .token = first.token, .finish = first.finish};
+  if (first.logprobs) event.logprobs.push_back(std::move(*first.logprobs));
+  report_(std::move(event));
+  first_token_ = first.token;
+  done_ = !target_ || first.finish != FinishReason::kNone;
   if (done_) return;
   kv_ = std::move(kv);
   Encode(kv_);

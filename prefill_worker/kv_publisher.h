@@ -43,12 +43,13 @@ struct PushFrame {
 /// What happens to a job, in order.
 struct JobEvent {
   enum class Kind {
-    kChunk,       // tokens [first, first + count) are computed; logits [count, vocab] when wanted
-    kFrames,      // frames to push
-    kFirstToken,  // token, finish
-    kFailed,      // error: the job is over on the step thread
-    kPushed,      // error: the verdict, or why there is none
-    kGone,        // the caller gave up
+    kChunk,           // tokens [first, first + count) are computed; logits [count, vocab] when wanted
+    kFrames,          // frames to push
+    kFirstToken,      // token, finish, logprobs of that one when wanted
+    kPromptLogprobs,  // of prompt token `first` and those that follow
+    kFailed,          // error: the job is over on the step thread
+    kPushed,          // error: the verdict, or why there is none
+    kGone,            // the caller gave up
   };
   Kind kind{};
   int64_t first = 0, count = 0;
@@ -56,6 +57,7 @@ struct JobEvent {
   std::vector<PushFrame> frames;
   int32_t token = 0;
   FinishReason finish = FinishReason::kNone;
+  std::vector<TokenLogprobs> logprobs;
   Status error;
 };
 
@@ -69,7 +71,8 @@ class KvEncoder final : public PrefillSink {
             std::function<void(JobEvent)> report, int64_t window_bytes);
 
   void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) override;
-  void OnFirstToken(int32_t token, FinishReason finish, SequenceKv kv) override;
+  void OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) override;
+  void OnFirstToken(OutputToken first, SequenceKv kv) override;
   void OnError(const Status& status) override;
 
   /// `bytes` have been sent: there is room for as many more.

@@ -1,9 +1,21 @@
 #include "prefill_worker/prefill_flow.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "common/base/check.h"
+#include "common/kv/transfer_frame.h"
 #include "prefill_worker/chunk_planner.h"
 
 namespace cachalot {
+namespace {
+
+/// Whether a job needs the logits of all its tokens.
+bool WantsRows(const SequenceState& state) {
+  return state.want_logits || state.params.prompt_logprobs != kNoLogprobs;
+}
+
+}  // namespace
 
 PrefillFlow::PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens)
     : model_(model),
@@ -14,14 +26,35 @@ PrefillFlow::PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk
 }
 
 void PrefillFlow::Submit(PrefillJob request) {
-  Job job{std::move(request), {}, 0};
-  job.context = job.request.state.Context();
-  CHECK(!job.context.empty());
-  jobs_.push_back(std::move(job));
+  std::vector<int32_t> context = request.state.Context();
+  CHECK(!context.empty());
+  const bool needs_rows = WantsRows(request.state);
+  const auto same =
+      std::find_if(jobs_.begin(), jobs_.end(), [&](const Job& job) { return job.context == context; });
+  if (!needs_rows && same != jobs_.end()) return same->followers.push_back(std::move(request));
+  jobs_.push_back({std::move(request), std::move(context), 0, {}});
 }
 
 void PrefillFlow::Cancel(uint64_t id) {
-  std::erase_if(jobs_, [id](const Job& job) { return job.request.id == id; });
+  for (auto job = jobs_.begin(); job != jobs_.end(); ++job) {
+    if (std::erase_if(job->followers, [id](const PrefillJob& follower) { return follower.id == id; }) > 0)
+      return;
+    if (job->request.id != id) continue;
+    if (!job->followers.empty()) return TakeOver(*job);
+    jobs_.erase(job);
+    return;
+  }
+}
+
+/// The first follower goes on where the job was; the others follow it.
+void PrefillFlow::TakeOver(Job& job) {
+  PrefillJob next = std::move(job.followers.front());
+  job.followers.erase(job.followers.begin());
+  if (job.done > 0) {
+    CopyHandOff(job.request.kv, job.done, &next.kv);
+    next.sink->OnChunk(next.kv, 0, job.done, {});
+  }
+  job.request = std::move(next);
 }
 
 int64_t PrefillFlow::waiting_tokens() const {
@@ -44,18 +77,14 @@ bool PrefillFlow::Step() {
   for (size_t i = 0; i < jobs_.size(); ++i)
     if (take[i] > 0)
       segments.push_back({&jobs_[i].request.kv, std::span(jobs_[i].context).subspan(jobs_[i].done, take[i]),
-                          jobs_[i].request.state.want_logits});
+                          WantsRows(jobs_[i].request.state)});
 
   const auto logits = model_.Forward(segments, experts_);
   if (!logits.ok()) {
     // The rings of these sequences have moved on: only a new prefill can repair them (DESIGN 7: the router
     // retries).
-    for (size_t i = jobs_.size(); i-- > 0;) {
-      if (take[i] == 0) continue;
-      auto sink = jobs_[i].request.sink;
-      jobs_.erase(jobs_.begin() + static_cast<int64_t>(i));
-      sink->OnError(logits.status());
-    }
+    for (size_t i = jobs_.size(); i-- > 0;)
+      if (take[i] > 0) Fail(i, logits.status());
     return true;
   }
   std::vector<size_t> finished;
@@ -63,10 +92,9 @@ bool PrefillFlow::Step() {
     if (take[i] == 0) continue;
     Job& job = jobs_[i];
     std::span<const float> rows;
-    if (job.request.state.want_logits)
+    if (WantsRows(job.request.state))
       rows = {logits->row(logits->first[segment]).data(), static_cast<size_t>(take[i] * logits->vocab)};
-    job.request.sink->OnChunk(job.request.kv, job.done, job.done + take[i], rows);
-    job.done += take[i];
+    Report(job, take[i], rows);
     if (job.done == static_cast<int64_t>(job.context.size())) {
       Finish(job, logits->last(segment));
       finished.push_back(i);
@@ -77,16 +105,49 @@ bool PrefillFlow::Step() {
   return true;
 }
 
-void PrefillFlow::Finish(Job& job, std::span<const float> last_logits) {
-  const SequenceState& state = job.request.state;
-  const auto index = static_cast<int64_t>(state.emitted.size());
-  const auto token = NextToken(state, sampler_, last_logits, index);
-  if (!token.ok()) {
-    job.request.kv.Release();
-    return job.request.sink->OnError(token.status());
+/// A job and its followers are over by an error that is not theirs: whoever sent them may try again.
+void PrefillFlow::Fail(size_t i, const Status& status) {
+  Job job = std::move(jobs_[i]);
+  jobs_.erase(jobs_.begin() + static_cast<int64_t>(i));
+  job.followers.insert(job.followers.begin(), std::move(job.request));
+  for (PrefillJob& request : job.followers) {
+    request.kv.Release();
+    request.sink->OnError(status);
   }
-  const FinishReason finish = FinishAfter(state.params, model_.config().eos_token_ids, *token, index);
-  job.request.sink->OnFirstToken(*token, finish, std::move(job.request.kv));
+}
+
+/// `count` more tokens are computed; `rows` are their logits if the job wants any.
+void PrefillFlow::Report(Job& job, int64_t count, std::span<const float> rows) {
+  const SequenceState& state = job.request.state;
+  const int64_t from = std::exchange(job.done, job.done + count);
+  job.request.sink->OnChunk(job.request.kv, from, job.done,
+                            state.want_logits ? rows : std::span<const float>());
+  if (state.params.prompt_logprobs == kNoLogprobs) return;
+  auto entries = PromptLogprobs(state, from, job.done, rows, model_.config().vocab_size);
+  if (!entries.empty()) job.request.sink->OnPromptLogprobs(from + 1, std::move(entries));
+}
+
+void PrefillFlow::Finish(Job& job, std::span<const float> last_logits) {
+  // Before the job's own KV goes to its sink.
+  for (PrefillJob& follower : job.followers) CopyHandOff(job.request.kv, job.done, &follower.kv);
+  Choose(job.request, last_logits);
+  for (PrefillJob& follower : job.followers) {
+    follower.sink->OnChunk(follower.kv, 0, job.done, {});
+    Choose(follower, last_logits);
+  }
+}
+
+/// The first output token, by the request's own params: if that fails it fails alone.
+void PrefillFlow::Choose(PrefillJob& request, std::span<const float> last_logits) {
+  const SequenceState& state = request.state;
+  TokenHistory history = HistoryOf(state, model_.config().vocab_size);
+  auto first = NextToken(state, model_.config().eos_token_ids, sampler_, history, last_logits,
+                         static_cast<int64_t>(state.emitted.size()));
+  if (!first.ok()) {
+    request.kv.Release();
+    return request.sink->OnError(first.status());
+  }
+  request.sink->OnFirstToken(std::move(*first), std::move(request.kv));
 }
 
 }  // namespace cachalot

@@ -4,7 +4,9 @@
 //
 //   Submit -> [ PlanChunk -> Model::Forward -> OnChunk ]* -> NextToken -> OnFirstToken
 //
-// Several short prompts share a chunk; a long one is spread over many.
+// Several short prompts share a chunk; a long one is spread over many. Jobs of one and the same context are
+// computed once: those that come while another waits or runs follow it, and get its rows and its last logits
+// (a request for n outputs is n such jobs).
 
 #include <deque>
 #include <memory>
@@ -22,10 +24,15 @@ class PrefillSink {
 
   /// Tokens [from, to) are in `kv`: their compressed rows are final. `logits`, one row a token, only when the
   /// sequence wants them. The last chunk is announced before OnFirstToken.
+  /// A job that followed another hears of all that it got as of one chunk.
   virtual void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) = 0;
 
+  /// Behind each OnChunk when the sequence wants them: of prompt token `first` and those that follow, in
+  /// order from prompt token 1.
+  virtual void OnPromptLogprobs(int64_t /*first*/, std::vector<TokenLogprobs> /*entries*/) {}
+
   /// The output token at index emitted.size(), and the finished KV.
-  virtual void OnFirstToken(int32_t token, FinishReason finish, SequenceKv kv) = 0;
+  virtual void OnFirstToken(OutputToken first, SequenceKv kv) = 0;
 
   /// The job is over and its KV is freed.
   virtual void OnError(const Status& status) = 0;
@@ -43,11 +50,15 @@ class PrefillFlow {
  public:
   PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens);
 
+  /// Follows another job if it can: it needs rows of its own when it wants logits or prompt log
+  /// probabilities.
   void Submit(PrefillJob job);
-  /// Drops a job and frees its KV; its sink hears nothing more. Unknown ids are ignored.
+  /// Drops a job and frees its KV; its sink hears nothing more. Its first follower goes on where it was.
+  /// Unknown ids are ignored.
   void Cancel(uint64_t id);
   /// Runs one chunk. False when there is nothing to do.
   bool Step();
+  /// Jobs that will be computed: followers do not count.
   size_t waiting() const { return jobs_.size(); }
   /// Prompt tokens not yet computed: the load figure for placement.
   int64_t waiting_tokens() const;
@@ -59,8 +70,13 @@ class PrefillFlow {
     PrefillJob request;
     std::vector<int32_t> context;
     int64_t done = 0;
+    std::vector<PrefillJob> followers;  // of the same context; their KV is empty
   };
+  void TakeOver(Job& job);
+  void Fail(size_t i, const Status& status);
+  void Report(Job& job, int64_t count, std::span<const float> rows);
   void Finish(Job& job, std::span<const float> last_logits);
+  void Choose(PrefillJob& request, std::span<const float> last_logits);
 
   Model& model_;
   ExpertBackend& experts_;

@@ -14,6 +14,7 @@ namespace cachalot {
 namespace {
 
 constexpr size_t kMaxLogitsBytes = (2 << 20) - 4096;  // of a message, so that every peer takes it
+constexpr size_t kLogprobsEach = 4096;                // entries of a message: below 1 MiB
 constexpr size_t kMaxChannels = 64;
 
 v1::PrefillEvent ProgressOf(int64_t tokens_done) {
@@ -26,6 +27,8 @@ v1::PrefillEvent FirstTokenOf(const JobEvent& event) {
   v1::PrefillEvent message;
   message.mutable_first_token()->set_token(event.token);
   message.mutable_first_token()->set_finish(ToProto(event.finish));
+  if (!event.logprobs.empty())
+    *message.mutable_first_token()->mutable_logprobs() = ToProto(event.logprobs[0]);
   return message;
 }
 
@@ -182,6 +185,8 @@ rpc::Task<Status> PrefillService::FollowJob(rpc::ServerCall& call, Job* job, Wri
       written = co_await WriteEvent(job, alive, writer);
     } else if (event->kind == JobEvent::Kind::kChunk) {
       written = co_await WriteChunk(job, *event, writer);
+    } else if (event->kind == JobEvent::Kind::kPromptLogprobs) {
+      written = co_await WriteLogprobs(job, *event, writer);
     } else if (event->kind == JobEvent::Kind::kFirstToken) {
       metrics_->first_token_seconds.Observe(Seconds(control_->Now() - job->arrival));
       const v1::PrefillEvent first = FirstTokenOf(*event);
@@ -215,6 +220,18 @@ rpc::Task<bool> PrefillService::WriteChunk(Job* job, const JobEvent& event, Writ
   const v1::PrefillEvent progress = ProgressOf(event.first + event.count);
   const bool written = co_await WriteEvent(job, progress, writer);
   co_return written;
+}
+
+rpc::Task<bool> PrefillService::WriteLogprobs(Job* job, const JobEvent& event, Writer& writer) {
+  for (size_t at = 0; at < event.logprobs.size(); at += kLogprobsEach) {
+    v1::PrefillEvent message;
+    message.mutable_prompt_logprobs()->set_first(event.first + static_cast<int64_t>(at));
+    for (size_t i = at; i < std::min(at + kLogprobsEach, event.logprobs.size()); ++i)
+      *message.mutable_prompt_logprobs()->add_entries() = ToProto(event.logprobs[i]);
+    const bool written = co_await WriteEvent(job, message, writer);
+    if (!written) co_return false;
+  }
+  co_return true;
 }
 
 rpc::Task<bool> PrefillService::WriteEvent(Job* job, const v1::PrefillEvent& event, Writer& writer) {
@@ -264,7 +281,7 @@ void PrefillService::OnStepEvent(uint64_t id, JobEvent event) {
   if (event.kind == JobEvent::Kind::kFrames) return job->push->Add(std::move(event.frames));
   if (event.kind == JobEvent::Kind::kChunk) {
     job->done_tokens = event.first + event.count;
-  } else {
+  } else if (event.kind != JobEvent::Kind::kPromptLogprobs) {
     LeaveQueue(job);
   }
   job->events.Push(std::move(event));

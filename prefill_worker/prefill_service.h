@@ -67,6 +67,7 @@ class PrefillService {
   void StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, Admitted admitted, Job* job);
   rpc::Task<Status> FollowJob(rpc::ServerCall& call, Job* job, Writer& writer);
   rpc::Task<bool> WriteChunk(Job* job, const JobEvent& event, Writer& writer);
+  rpc::Task<bool> WriteLogprobs(Job* job, const JobEvent& event, Writer& writer);
   rpc::Task<bool> WriteEvent(Job* job, const v1::PrefillEvent& event, Writer& writer);
   void EndJob(Job* job, const Status& status);
 

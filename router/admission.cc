@@ -26,7 +26,7 @@ Status Admit(const SequenceState& state, const ModelLimits& limits) {
     return InvalidArgument("resume_tokens has " + std::to_string(state.emitted.size()) +
                            " tokens, max_tokens allows " + std::to_string(state.params.max_tokens) +
                            " in all");
-  RETURN_IF_ERROR(ValidateSamplingParams(state.params.sampling));
+  RETURN_IF_ERROR(ValidateGenerationParams(state.params, limits.vocab_size));
   const auto prompt = static_cast<int64_t>(state.prompt.size());
   if (prompt + state.params.max_tokens > limits.max_context_tokens)
     return OutOfRange("the prompt has " + std::to_string(prompt) + " tokens and max_tokens is " +

@@ -67,7 +67,8 @@ class DecodeClient::Call final : public RemoteLease {
     event.kind = FlowEvent::Kind::kGranted;
     queue_->Push(std::move(event));
   }
-  void Token(int64_t index, int32_t token, FinishReason finish, const std::string& logits) {
+  void Token(int64_t index, int32_t token, FinishReason finish, const std::string& logits,
+             std::optional<TokenLogprobs> logprobs) {
     FlowEvent event;
     event.kind = FlowEvent::Kind::kToken;
     event.index = index;
@@ -76,6 +77,7 @@ class DecodeClient::Call final : public RemoteLease {
     event.logits.resize(logits.size() / sizeof(float));
     if (!event.logits.empty())
       std::memcpy(event.logits.data(), logits.data(), event.logits.size() * sizeof(float));
+    if (logprobs) event.logprobs.push_back(std::move(*logprobs));
     queue_->Push(std::move(event));
   }
   void Failed(Status status) {
@@ -251,19 +253,26 @@ void DecodeClient::DispatchStep(const v1::StepBatch& batch) {
   static const std::string kNone;
   const int count = batch.handles_size();
   if (batch.indices_size() != count || batch.tokens_size() != count || batch.finish_size() != count ||
-      (batch.logits_size() != 0 && batch.logits_size() != count)) {
+      (batch.logits_size() != 0 && batch.logits_size() != count) ||
+      (batch.logprobs_size() != 0 && batch.logprobs_size() != count)) {
     session_->Break(Internal("it sent a malformed step batch: " + std::to_string(count) + " handles, " +
                              std::to_string(batch.indices_size()) + " indices, " +
                              std::to_string(batch.tokens_size()) + " tokens, " +
                              std::to_string(batch.finish_size()) + " finish reasons, " +
-                             std::to_string(batch.logits_size()) + " rows of logits"));
+                             std::to_string(batch.logits_size()) + " rows of logits, " +
+                             std::to_string(batch.logprobs_size()) + " log probabilities"));
     return;
   }
   load_ = FromProto(batch.load());
-  for (int i = 0; i < count; ++i)
-    if (Call* call = Find(batch.handles(i)))
-      call->Token(batch.indices(i), batch.tokens(i), cachalot::FromProto(batch.finish(i)),
-                  batch.logits_size() ? batch.logits(i) : kNone);
+  for (int i = 0; i < count; ++i) {
+    Call* call = Find(batch.handles(i));
+    if (call == nullptr) continue;
+    StatusOr<std::optional<TokenLogprobs>> logprobs = std::optional<TokenLogprobs>();
+    if (batch.logprobs_size() > 0) logprobs = cachalot::FromProto(batch.logprobs(i));
+    if (!logprobs.ok()) return session_->Break(Internal("it sent " + StatusMessage(logprobs.status())));
+    call->Token(batch.indices(i), batch.tokens(i), cachalot::FromProto(batch.finish(i)),
+                batch.logits_size() ? batch.logits(i) : kNone, std::move(*logprobs));
+  }
 }
 
 void DecodeClient::FailAll(const Status& status) {

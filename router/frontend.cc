@@ -9,6 +9,30 @@ namespace {
 
 constexpr int kDefaultMaxTokens = 16;
 
+SamplingParams SamplingOf(const v1::SamplingParams& proto) {
+  SamplingParams params;
+  if (proto.has_temperature()) params.temperature = proto.temperature();
+  if (proto.has_top_k()) params.top_k = proto.top_k();
+  if (proto.has_top_p()) params.top_p = proto.top_p();
+  params.seed = proto.has_seed() ? proto.seed() : RandomId();
+  if (proto.has_min_p()) params.min_p = proto.min_p();
+  if (proto.has_frequency_penalty()) params.frequency_penalty = proto.frequency_penalty();
+  if (proto.has_presence_penalty()) params.presence_penalty = proto.presence_penalty();
+  if (proto.has_repetition_penalty()) params.repetition_penalty = proto.repetition_penalty();
+  for (const v1::LogitBias& entry : proto.logit_bias())
+    params.logit_bias.push_back({entry.id(), entry.bias()});
+  if (proto.has_min_tokens()) params.min_tokens = proto.min_tokens();
+  return params;
+}
+
+/// -1, which no request may say, is off inside.
+StatusOr<int> LogprobsOf(const char* field, int count) {
+  if (count < 0 || count > kMaxLogprobs)
+    return InvalidArgument(std::string(field) + ": wanted 0 to " + std::to_string(kMaxLogprobs) + ", got " +
+                           std::to_string(count));
+  return count;
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsResponse& assets,
@@ -63,16 +87,30 @@ StatusOr<SequenceState> Frontend::Admit(const v1::GenerateRequest& request) cons
       return InvalidArgument("no input: wanted one of token_ids, text and chat");
   }
   state.emitted.assign(request.resume_tokens().begin(), request.resume_tokens().end());
-  const v1::SamplingParams& sampling = request.sampling();
-  if (sampling.has_temperature()) state.params.sampling.temperature = sampling.temperature();
-  if (sampling.has_top_k()) state.params.sampling.top_k = sampling.top_k();
-  if (sampling.has_top_p()) state.params.sampling.top_p = sampling.top_p();
-  state.params.sampling.seed = sampling.has_seed() ? sampling.seed() : RandomId();
+  state.params.sampling = SamplingOf(request.sampling());
+  if (request.has_logprobs()) {
+    ASSIGN_OR_RETURN(state.params.sampling.logprobs, LogprobsOf("logprobs", request.logprobs()));
+  }
+  if (request.has_prompt_logprobs()) {
+    ASSIGN_OR_RETURN(state.params.prompt_logprobs, LogprobsOf("prompt_logprobs", request.prompt_logprobs()));
+  }
   state.params.max_tokens = request.has_max_tokens() ? request.max_tokens() : kDefaultMaxTokens;
   state.params.ignore_eos = request.ignore_eos();
   state.params.stop_token_ids.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
   RETURN_IF_ERROR(cachalot::Admit(state, limits_));
   return state;
+}
+
+StatusOr<OutputOptions> Frontend::AdmitOutput(const v1::GenerateRequest& request) const {
+  OutputOptions options;
+  if (request.has_n()) options.n = request.n();
+  options.stop.assign(request.stop().begin(), request.stop().end());
+  RETURN_IF_ERROR(ValidateOutputOptions(options, tokenizer_ != nullptr));
+  if (options.n > 1 && request.resume_tokens_size() > 0)
+    return InvalidArgument("resume_tokens: wanted none with n of " + std::to_string(options.n) + ", got " +
+                           std::to_string(request.resume_tokens_size()) +
+                           ": resume each choice alone, with its seed");
+  return options;
 }
 
 }  // namespace cachalot

@@ -12,6 +12,7 @@
 #include "common/tokenizer/stream_decoder.h"
 #include "common/tokenizer/tokenizer.h"
 #include "router/admission.h"
+#include "router/output_text.h"
 
 namespace cachalot {
 
@@ -31,6 +32,8 @@ class Frontend {
 
   /// An admitted sequence from a public request: ids, defaults, a drawn seed, a made-up id.
   StatusOr<SequenceState> Admit(const v1::GenerateRequest& request) const;
+  /// The rest of the request, admitted too.
+  StatusOr<OutputOptions> AdmitOutput(const v1::GenerateRequest& request) const;
 
  private:
   Frontend() = default;

@@ -7,60 +7,6 @@
 namespace cachalot {
 namespace {
 
-/// Writes the flow's output as public events.
-class ResponseSink final : public FlowSink {
- public:
-  ResponseSink(const Frontend& frontend, const SequenceState& state,
-               rpc::ServerWriter<v1::GenerateResponse>* writer, rpc::Loop* loop,
-               Histogram* first_token_seconds)
-      : writer_(writer), loop_(loop), first_token_seconds_(first_token_seconds), start_(loop->Now()) {
-    started_.set_request_id(state.request_id);
-    started_.set_prompt_tokens(static_cast<int32_t>(state.prompt.size()));
-    started_.set_seed(state.params.sampling.seed);
-    if (frontend.tokenizer()) decoder_.emplace(frontend.tokenizer());
-    if (decoder_)  // text of tokens that the client has: only what they hold back matters
-      for (int32_t token : state.emitted) decoder_->Push(token);
-  }
-
-  rpc::Task<bool> Started() override {
-    v1::GenerateResponse response;
-    *response.mutable_started() = started_;
-    co_return co_await writer_->Write(response);
-  }
-
-  rpc::Task<bool> Tokens(std::vector<int32_t> tokens) override {
-    if (!any_) first_token_seconds_->Observe(Seconds(loop_->Now() - start_));
-    any_ = true;
-    v1::GenerateResponse response;
-    response.mutable_tokens()->mutable_ids()->Assign(tokens.begin(), tokens.end());
-    if (decoder_)
-      for (int32_t token : tokens) response.mutable_tokens()->mutable_text()->append(decoder_->Push(token));
-    co_return co_await writer_->Write(response);
-  }
-
-  rpc::Task<bool> Logits(int64_t, std::vector<float>) override { co_return true; }
-
-  rpc::Task<bool> Finished(const FlowResult& result) {
-    v1::GenerateResponse response;
-    v1::Finished* finished = response.mutable_finished();
-    finished->set_reason(result.finish == FinishReason::kLength ? v1::FINISH_REASON_LENGTH
-                                                                : v1::FINISH_REASON_STOP);
-    if (decoder_) finished->set_text(decoder_->Finish());
-    finished->mutable_usage()->set_prompt_tokens(started_.prompt_tokens());
-    finished->mutable_usage()->set_completion_tokens(static_cast<int32_t>(result.output_tokens));
-    co_return co_await writer_->Write(response);
-  }
-
- private:
-  rpc::ServerWriter<v1::GenerateResponse>* writer_;
-  rpc::Loop* loop_;
-  Histogram* first_token_seconds_;
-  const TimePoint start_;
-  v1::Started started_;
-  std::optional<StreamDecoder> decoder_;
-  bool any_ = false;
-};
-
 /// Writes rows of logits, tokens are ignored.
 class LogitsSink final : public FlowSink {
  public:
@@ -140,34 +86,68 @@ rpc::Task<Status> GenerationService::Generate(rpc::ServerCall& call, const v1::G
   const auto frontend = frontend_;
   const TimePoint start = loop_->Now();
   CO_ASSIGN_OR_RETURN(SequenceState state, frontend->Admit(request));
+  CO_ASSIGN_OR_RETURN(OutputOptions options, frontend->AdmitOutput(request));
   requests_.Add();
   running_.Add(1);
-  const std::string request_id = state.request_id;
-  const auto before = static_cast<int64_t>(state.emitted.size());
-  ResponseSink sink(*frontend, state, &writer, loop_, &first_token_seconds_);
-  StatusOr<FlowResult> result =
-      co_await RunRequest(flow_, std::move(state), &sink, {}, &call.scope(), call.deadline());
+  v1::Started started;
+  started.set_request_id(state.request_id);
+  started.set_prompt_tokens(static_cast<int32_t>(state.prompt.size()));
+  started.set_seed(state.params.sampling.seed);
+  ResponseStream stream(loop_, &writer, std::move(started), &first_token_seconds_);
+  Choices choices{&stream, frontend.get(), std::move(options), call.deadline()};
+  const rpc::CancelCallback gone(&call.scope(), [&choices] { choices.scope.Cancel(); });
+  rpc::TaskGroup others(loop_);
+  for (int i = 1; i < choices.options.n; ++i)
+    others.Spawn(RunChoice(&choices, state, i), "choice of a request");
+  co_await RunChoice(&choices, state, 0);
+  co_await others.JoinAll();
   running_.Add(-1);
-  Count(request_id, result, start);
-  CO_RETURN_IF_ERROR(result.status());
-  tokens_.Add(static_cast<double>(result->output_tokens - before));
-  (void)co_await sink.Finished(*result);
-  co_return OkStatus();
+  tokens_.Add(static_cast<double>(choices.tokens));
+  Count(state.request_id, choices.status, choices.tokens, start);
+  co_return choices.status;
 }
 
-void GenerationService::Count(const std::string& request_id, const StatusOr<FlowResult>& result,
+/// Choice `i` is a request of its own but for its seed. The first that fails takes the others along.
+rpc::Task<void> GenerationService::RunChoice(Choices* choices, SequenceState state, int i) {
+  state.params.sampling.seed += static_cast<uint64_t>(i);
+  if (i > 0) {
+    state.request_id += "/" + std::to_string(i);
+    state.params.prompt_logprobs = kNoLogprobs;  // the same for all
+  }
+  const auto prompt_tokens = static_cast<int>(state.prompt.size());
+  OutputText text(choices->frontend->tokenizer(), choices->options.stop, state.params.sampling.min_tokens);
+  ChoiceSink sink(choices->stream, i, std::move(text), state.emitted);
+  const int64_t before = sink.tokens();
+  // The client may have all of an output whose end it has not heard of.
+  StatusOr<FlowResult> result = FlowResult{FinishReason::kStop, before};
+  if (sink.Complete()) {
+    (void)co_await sink.Started();
+  } else {
+    result = co_await RunRequest(flow_, std::move(state), &sink, {}, &choices->scope, choices->deadline,
+                                 &choices->siblings);
+  }
+  choices->tokens += sink.tokens() - before;
+  if (result.ok()) {
+    (void)co_await sink.Finished(result->finish, prompt_tokens);
+  } else if (choices->status.ok()) {
+    choices->status = result.status();
+    choices->scope.Cancel();
+  }
+}
+
+void GenerationService::Count(const std::string& request_id, const Status& status, int64_t tokens,
                               TimePoint start) {
   const double seconds = Seconds(loop_->Now() - start);
   request_seconds_.Observe(seconds);
-  if (result.ok()) {
-    LogInfo("[" + request_id + "] " + std::to_string(result->output_tokens) + " tokens in " +
-            std::to_string(seconds) + " s");
-  } else if (result.status().code() == StatusCode::kCancelled) {
+  if (status.ok()) {
+    LogInfo("[" + request_id + "] " + std::to_string(tokens) + " tokens in " + std::to_string(seconds) +
+            " s");
+  } else if (status.code() == StatusCode::kCancelled) {
     cancelled_.Add();
     LogInfo("[" + request_id + "] cancelled by the client after " + std::to_string(seconds) + " s");
   } else {
     failures_.Add();
-    LogWarning("[" + request_id + "] failed: " + StatusMessage(result.status()));
+    LogWarning("[" + request_id + "] failed: " + StatusMessage(status));
   }
 }
 

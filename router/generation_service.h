@@ -9,6 +9,7 @@
 #include "common/rpc/server.h"
 #include "router/frontend.h"
 #include "router/request_flow.h"
+#include "router/response_sink.h"
 
 namespace cachalot {
 
@@ -31,8 +32,21 @@ class GenerationService {
   rpc::Task<Status> GetModelInfo(v1::ModelInfo* response);
   rpc::Task<Status> Logits(rpc::ServerCall& call, const v1::LogitsRequest& request,
                            rpc::ServerWriter<v1::LogitsResponse>& writer);
+  /// What the choices of one Generate share; lives in its frame.
+  struct Choices {
+    ResponseStream* stream;
+    const Frontend* frontend;
+    OutputOptions options;
+    TimePoint deadline;
+    rpc::CancelScope scope{};
+    Siblings siblings{};
+    Status status{};     // the first that failed
+    int64_t tokens = 0;  // new ones, of all
+  };
+
   Status Ready() const;
-  void Count(const std::string& request_id, const StatusOr<FlowResult>& result, TimePoint start);
+  rpc::Task<void> RunChoice(Choices* choices, SequenceState state, int i);
+  void Count(const std::string& request_id, const Status& status, int64_t tokens, TimePoint start);
 
   rpc::Loop* loop_;
   FlowContext* flow_;

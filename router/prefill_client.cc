@@ -36,6 +36,18 @@ struct PrefillClient::Running {
       news.index = request.state().emitted_size();
       news.token = event.first_token().token();
       news.finish = FromProto(event.first_token().finish());
+      auto logprobs = FromProto(event.first_token().logprobs());
+      if (!logprobs.ok()) return Fail(logprobs.status());
+      if (*logprobs) news.logprobs.push_back(std::move(**logprobs));
+    } else if (event.has_prompt_logprobs()) {
+      news.kind = Kind::kPromptLogprobs;
+      news.first_row = event.prompt_logprobs().first();
+      for (const v1::TokenLogprobs& entry : event.prompt_logprobs().entries()) {
+        auto logprobs = FromProto(entry);
+        if (!logprobs.ok()) return Fail(logprobs.status());
+        if (!*logprobs) return Fail(Internal("it sent prompt log probabilities without a value"));
+        news.logprobs.push_back(std::move(**logprobs));
+      }
     } else if (event.has_logits()) {
       news.kind = Kind::kPromptLogits;
       news.first_row = event.logits().first_row();

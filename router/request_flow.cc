@@ -34,12 +34,13 @@ Status WorkerError(const Status& error) {
 class Request {
  public:
   Request(FlowContext* context, SequenceState state, FlowSink* sink, PrefillOptions options,
-          TimePoint deadline)
+          TimePoint deadline, Siblings* siblings)
       : context_(context),
         state_(std::move(state)),
         sink_(sink),
         options_(options),
         deadline_(deadline),
+        siblings_(siblings),
         queue_(std::make_shared<FlowQueue>(context->loop)),
         output_(state_.emitted) {}
 
@@ -77,6 +78,8 @@ class Request {
     // For as long as the lease lives, this is what its workers know of the output: the decode worker takes
     // only KV that continues the sequence as it was opened.
     state_.emitted = output_;
+    if (next_prompt_logprob_ >= static_cast<int64_t>(state_.prompt.size()))
+      state_.params.prompt_logprobs = kNoLogprobs;  // the client has them all
 
     // 3. A decode worker with the least work.
     auto decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens());
@@ -100,7 +103,9 @@ class Request {
     std::set<size_t> tried_prefill;
     Status refusal;
     for (attempt_ = 1;; ++attempt_) {
-      auto prefill = co_await Choose(*context_->prefill, tried_prefill, prompt_tokens);
+      StatusOr<Placement> prefill = BesideSiblings(tried_prefill);
+      const bool beside = prefill.ok();
+      if (!beside) prefill = co_await Choose(*context_->prefill, tried_prefill, prompt_tokens);
       if (decode_running_) {  // the attempt before had committed after all: nothing is left to prefill
         if (FirstTokenMissing()) co_return LostFirstToken();
         Status status = co_await Follow();
@@ -111,7 +116,8 @@ class Request {
       if (tried && !refusal.ok()) co_return Refused(refusal);
       LogDebug(Tag() + "prefill attempt " + std::to_string(attempt_) + " on " + prefill->reason +
                ", decode on " + decode_reason);
-      filling_ = {context_->prefill, prefill->worker, prompt_tokens};
+      if (siblings_) siblings_->prefill_worker = prefill->worker;
+      filling_ = {context_->prefill, prefill->worker, beside ? 0 : prompt_tokens};
       PrefillOptions options = options_;
       options.attempt = attempt_;
       prefill_failed_ = false;
@@ -157,6 +163,15 @@ class Request {
       if (event->kind == Kind::kToken) decode_running_ = true;
       kept_.push_back(std::move(*event));
     }
+  }
+
+  /// The prefill worker of the request's siblings, if it can be used and has not failed here.
+  StatusOr<Placement> BesideSiblings(const std::set<size_t>& tried) {
+    if (!siblings_ || !siblings_->prefill_worker || tried.contains(*siblings_->prefill_worker))
+      return Unavailable("no sibling has a prefill worker");
+    PrefillWorker& worker = context_->prefill->worker(*siblings_->prefill_worker);
+    RETURN_IF_ERROR(worker.health());
+    return Placement{*siblings_->prefill_worker, worker.name() + " (beside its siblings)"};
   }
 
   Status Gone() {
@@ -233,8 +248,14 @@ class Request {
         if (!event) break;
       }
       if (tokens.empty() || over_) continue;
+      if (!logprobs_.empty()) sink_->Logprobs(std::exchange(logprobs_, {}));
       const bool there = co_await sink_->Tokens(std::move(tokens));
       if (!there) co_return Gone();
+      if (sink_->Complete()) {
+        finish_ = FinishReason::kStop;
+        prefill_failed_ = false;
+        co_return OkStatus();
+      }
       lease_->Acknowledge(NextIndex());
     }
     co_return status;
@@ -257,6 +278,11 @@ class Request {
         if (event.attempt != attempt_) break;
         const bool there = co_await sink_->Logits(event.first_row, std::move(event.logits));
         co_return there ? OkStatus() : Gone();
+      }
+      case Kind::kPromptLogprobs: {
+        if (event.attempt != attempt_) break;
+        Status status = co_await EmitPromptLogprobs(event);
+        co_return status;
       }
       case Kind::kFirstToken: {
         if (event.attempt != attempt_) break;
@@ -293,12 +319,32 @@ class Request {
     filling_ = {};
   }
 
+  /// Those that the client has not got from an earlier attempt.
+  rpc::Task<Status> EmitPromptLogprobs(FlowEvent& event) {
+    const int64_t first = std::max(event.first_row, next_prompt_logprob_);
+    if (event.first_row > next_prompt_logprob_)
+      co_return Internal("log probability of prompt token " + std::to_string(event.first_row) +
+                         " came before token " + std::to_string(next_prompt_logprob_));
+    const int64_t known = first - event.first_row;
+    if (known >= static_cast<int64_t>(event.logprobs.size())) co_return OkStatus();
+    std::vector<TokenLogprobs> entries(event.logprobs.begin() + known, event.logprobs.end());
+    next_prompt_logprob_ = first + static_cast<int64_t>(entries.size());
+    const bool there = co_await sink_->PromptLogprobs(first, std::move(entries));
+    co_return there ? OkStatus() : Gone();
+  }
+
   rpc::Task<Status> Emit(FlowEvent& event, std::vector<int32_t>& tokens) {
     // A later attempt samples tokens again that the client has; a token may never be skipped.
     if (event.index < NextIndex()) co_return OkStatus();
     if (event.index > NextIndex())
       co_return Internal("output token " + std::to_string(event.index) + " came before token " +
                          std::to_string(NextIndex()));
+    if (state_.params.sampling.logprobs != kNoLogprobs) {
+      if (event.logprobs.size() != 1)
+        co_return Internal("output token " + std::to_string(event.index) +
+                           " came without its log probability");
+      logprobs_.push_back(std::move(event.logprobs[0]));
+    }
     tokens.push_back(event.token);
     output_.push_back(event.token);
     finish_ = event.finish;
@@ -315,6 +361,7 @@ class Request {
   FlowSink* sink_;
   const PrefillOptions options_;
   const TimePoint deadline_;
+  Siblings* siblings_;
   std::shared_ptr<FlowQueue> queue_;
   std::deque<FlowEvent> kept_;   // taken from the queue before their turn
   std::deque<FlowEvent> early_;  // the decode worker's tokens that overtook the first token
@@ -324,6 +371,8 @@ class Request {
   std::set<size_t> tried_decode_;
   Status refusal_;               // RESOURCE_EXHAUSTED of a decode worker
   std::vector<int32_t> output_;  // all tokens that the client has or gets next
+  std::vector<TokenLogprobs> logprobs_;  // of the tokens that go out next
+  int64_t next_prompt_logprob_ = 1;
   uint32_t attempt_ = 0;
   FinishReason finish_ = FinishReason::kNone;
   bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false;
@@ -334,8 +383,8 @@ class Request {
 
 rpc::Task<StatusOr<FlowResult>> RunRequest(FlowContext* context, SequenceState state, FlowSink* sink,
                                            PrefillOptions options, rpc::CancelScope* cancel,
-                                           TimePoint deadline) {
-  Request request(context, std::move(state), sink, options, deadline);
+                                           TimePoint deadline, Siblings* siblings) {
+  Request request(context, std::move(state), sink, options, deadline, siblings);
   rpc::CancelCallback on_cancel(cancel, [&request] {
     FlowEvent event;
     event.kind = Kind::kCancelled;

@@ -9,6 +9,7 @@
 // goes on behind them. Workers are interfaces: the same flow serves a cluster and the embedded mode.
 
 #include <memory>
+#include <optional>
 
 #include "common/base/time.h"
 #include "common/rpc/server_call.h"
@@ -27,6 +28,22 @@ class FlowSink {
   virtual rpc::Task<bool> Tokens(std::vector<int32_t> tokens) = 0;
   /// Debugging: consecutive rows of logits.
   virtual rpc::Task<bool> Logits(int64_t first_row, std::vector<float> rows) = 0;
+
+  /// Before Tokens, when the sequence wants them: of each of its tokens.
+  virtual void Logprobs(std::vector<TokenLogprobs> /*of_next_tokens*/) {}
+  /// When the sequence wants them: of prompt token `first` and those that follow, in order from prompt
+  /// token 1.
+  virtual rpc::Task<bool> PromptLogprobs(int64_t /*first*/, std::vector<TokenLogprobs> /*entries*/) {
+    co_return true;
+  }
+  /// After Tokens: the output is over, whatever the workers would add. The request ends at once, as stopped.
+  virtual bool Complete() const { return false; }
+};
+
+/// What requests of one prompt (the choices of a client's request) share: they go to one prefill worker if
+/// they can, which computes the prompt once for all that come together.
+struct Siblings {
+  std::optional<size_t> prefill_worker;
 };
 
 struct FlowOptions {
@@ -56,9 +73,9 @@ struct FlowResult {
 };
 
 /// Runs an admitted request to its end. `cancel` stops it, as does `deadline`. Everything that it holds is
-/// released when it returns, on whatever path.
+/// released when it returns, on whatever path. `siblings` may be null.
 rpc::Task<StatusOr<FlowResult>> RunRequest(FlowContext* context, SequenceState state, FlowSink* sink,
                                            PrefillOptions options, rpc::CancelScope* cancel,
-                                           TimePoint deadline);
+                                           TimePoint deadline, Siblings* siblings = nullptr);
 
 }  // namespace cachalot

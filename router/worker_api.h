@@ -15,14 +15,15 @@ namespace cachalot {
 
 struct FlowEvent {
   enum class Kind {
-    kGranted,        // the decode worker reserved the KV
-    kFirstToken,     // from the prefill worker: index, token, finish
-    kPromptLogits,   // debugging: first_row, logits [rows, vocab]
-    kCommitted,      // the decode worker has the KV of this attempt
-    kPrefillFailed,  // error; attempt says which one
-    kToken,          // from the decode worker: index, token, finish, logits [vocab] when debugging
-    kDecodeFailed,   // error: the lease is gone
-    kCancelled,      // the client went away
+    kGranted,         // the decode worker reserved the KV
+    kFirstToken,      // from the prefill worker: index, token, finish
+    kPromptLogits,    // debugging: first_row, logits [rows, vocab]
+    kPromptLogprobs,  // logprobs of prompt token first_row and those that follow
+    kCommitted,       // the decode worker has the KV of this attempt
+    kPrefillFailed,   // error; attempt says which one
+    kToken,           // from the decode worker: index, token, finish, logits [vocab] when debugging
+    kDecodeFailed,    // error: the lease is gone
+    kCancelled,       // the client went away
   };
   Kind kind{};
   uint32_t attempt = 0;  // prefill events
@@ -32,6 +33,7 @@ struct FlowEvent {
   Status error;
   int64_t first_row = 0;
   std::vector<float> logits;
+  std::vector<TokenLogprobs> logprobs;  // kFirstToken, kToken: of that one, when wanted
 };
 using FlowQueue = rpc::AsyncQueue<FlowEvent>;
 

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 namespace cachalot::cli {
@@ -50,6 +51,66 @@ StatusOr<std::vector<int32_t>> ParseIds(const std::string& text, const std::stri
   }
   if (ids.empty()) return InvalidArgument(where + ": no token ids in it");
   return ids;
+}
+
+StatusOr<std::vector<std::pair<int32_t, float>>> ParseLogitBias(const std::string& text,
+                                                                const std::string& where) {
+  std::vector<std::pair<int32_t, float>> biases;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find(',', at), text.size());
+    const char *first = text.data() + at, *last = text.data() + end;
+    std::pair<int32_t, float> entry;
+    const auto id = std::from_chars(first, last, entry.first);
+    bool good = id.ec == std::errc() && id.ptr != last && *id.ptr == ':';
+    if (good) {
+      const auto bias = std::from_chars(id.ptr + 1, last, entry.second);
+      good = bias.ec == std::errc() && bias.ptr == last;
+    }
+    if (!good) return InvalidArgument(where + ": wanted id:bias, got \"" + text.substr(at, end - at) + "\"");
+    biases.push_back(entry);
+    at = end + 1;
+  }
+  return biases;
+}
+
+namespace {
+
+StatusOr<std::vector<std::string>> ParseJsonStrings(const std::string& text, const std::string& where) {
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (!json.is_array()) return InvalidArgument(where + ": wanted a JSON array of strings, got " + text);
+  std::vector<std::string> strings;
+  for (const auto& entry : json) {
+    if (!entry.is_string())
+      return InvalidArgument(where + ": wanted strings in the JSON array, got " + entry.dump());
+    strings.push_back(entry.get<std::string>());
+  }
+  return strings;
+}
+
+}  // namespace
+
+StatusOr<std::vector<std::string>> ParseStrings(const std::string& text, const std::string& where) {
+  if (text.empty()) return std::vector<std::string>();
+  if (text[0] == '[') return ParseJsonStrings(text, where);
+  std::vector<std::string> strings(1);
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == ',') {
+      strings.emplace_back();
+    } else if (text[at] != '\\') {
+      strings.back().push_back(text[at]);
+    } else {
+      const char escaped = ++at < text.size() ? text[at] : '\0';
+      if (escaped == 'n' || escaped == 't') {
+        strings.back().push_back(escaped == 'n' ? '\n' : '\t');
+      } else if (escaped == '\\' || escaped == ',' || escaped == '[') {
+        strings.back().push_back(escaped);
+      } else {
+        return InvalidArgument(where + ": wanted \\\\, \\,, \\[, \\n or \\t at byte " +
+                               std::to_string(at - 1) + " of \"" + text + "\"");
+      }
+    }
+  }
+  return strings;
 }
 
 }  // namespace cachalot::cli

@@ -2,6 +2,7 @@
 // Flags that several commands share, and what they mean.
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/base/status.h"
@@ -27,6 +28,14 @@ struct IdsInput {
   bool given() const { return !ids.empty() || !file.empty(); }
   StatusOr<std::vector<int32_t>> Read() const;
 };
+
+/// "id:bias,id:bias".
+StatusOr<std::vector<std::pair<int32_t, float>>> ParseLogitBias(const std::string& text,
+                                                                const std::string& where);
+
+/// A JSON array of strings when it begins with '[', else strings separated by commas, in which a backslash
+/// before a comma, a '[' or a backslash takes it as it is, and \n and \t are a line feed and a tab.
+StatusOr<std::vector<std::string>> ParseStrings(const std::string& text, const std::string& where);
 
 /// INVALID_ARGUMENT names the entry that is no number.
 StatusOr<std::vector<int32_t>> ParseIds(const std::string& text, const std::string& where);

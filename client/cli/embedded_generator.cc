@@ -4,7 +4,7 @@
 #include "client/embedded/run.h"
 #include "common/base/ids.h"
 #include "common/tokenizer/chat_format.h"
-#include "common/tokenizer/stream_decoder.h"
+#include "router/output_text.h"
 
 namespace cachalot::cli {
 namespace {
@@ -19,30 +19,20 @@ class EmbeddedGenerator final : public Generator {
                                       const std::function<void(const std::string&)>& on_text) override {
     SequenceState state;
     ASSIGN_OR_RETURN(state.prompt, Encode(prompt));
-    state.params = {{options.temperature, options.top_k, options.top_p, options.seed.value_or(RandomId())},
-                    options.max_tokens, options.ignore_eos, options.stop_token_ids};
+    state.params = ParamsOf(options);
     RETURN_IF_ERROR(Check(state));
+    const OutputOptions output{options.n, options.stop};
+    RETURN_IF_ERROR(ValidateOutputOptions(output, embedded_->tokenizer() != nullptr));
     GenerationResult result;
     result.prompt_tokens = static_cast<int>(state.prompt.size());
-    std::optional<StreamDecoder> decoder;
-    if (embedded_->tokenizer()) {
-      decoder.emplace(embedded_->tokenizer());
-      result.text.emplace();
-    }
-    const auto show = [&](const std::string& text) {
-      *result.text += text;
-      if (on_text && !text.empty()) on_text(text);
-    };
+    result.others.resize(options.n - 1);
     const TimePoint start = std::chrono::steady_clock::now();
-    RunOptions run;
-    run.on_token = [&](int64_t, int32_t token, FinishReason finish) {
-      if (result.token_ids.empty()) result.first_token_seconds = SecondsSince(start);
-      result.token_ids.push_back(token);
-      result.finish_reason = finish == FinishReason::kLength ? "length" : "stop";
-      if (decoder) show(decoder->Push(token));
-    };
-    RETURN_IF_ERROR(RunEmbedded(*embedded_, state, run));
-    if (decoder) show(decoder->Finish());
+    for (int i = 0; i < options.n; ++i) {
+      RETURN_IF_ERROR(
+          GenerateChoice(state, output, start, i == 0 ? on_text : nullptr, &result, &result.choice(i)));
+      ++state.params.sampling.seed;
+      state.params.prompt_logprobs = kNoLogprobs;
+    }
     result.total_seconds = SecondsSince(start);
     return result;
   }
@@ -71,6 +61,60 @@ class EmbeddedGenerator final : public Generator {
   }
 
  private:
+  static GenerationParams ParamsOf(const GenerationOptions& options) {
+    GenerationParams params;
+    SamplingParams& sampling = params.sampling;
+    sampling = {options.temperature, options.top_k, options.top_p, options.seed ? *options.seed : RandomId()};
+    sampling.min_p = options.min_p;
+    sampling.frequency_penalty = options.frequency_penalty;
+    sampling.presence_penalty = options.presence_penalty;
+    sampling.repetition_penalty = options.repetition_penalty;
+    for (const auto& [id, bias] : options.logit_bias) sampling.logit_bias.push_back({id, bias});
+    sampling.min_tokens = options.min_tokens;
+    sampling.logprobs = options.logprobs.value_or(kNoLogprobs);
+    params.max_tokens = options.max_tokens;
+    params.ignore_eos = options.ignore_eos;
+    params.stop_token_ids = options.stop_token_ids;
+    params.prompt_logprobs = options.prompt_logprobs.value_or(kNoLogprobs);
+    return params;
+  }
+
+  static client::TokenLogprobs Public(const TokenLogprobs& from) {
+    client::TokenLogprobs to{from.chosen, {}};
+    for (const TokenLogprob& entry : from.top) to.top.push_back({entry.id, entry.logprob});
+    return to;
+  }
+
+  Status GenerateChoice(const SequenceState& state, const OutputOptions& output, TimePoint start,
+                        const std::function<void(const std::string&)>& on_text, GenerationResult* result,
+                        Choice* choice) {
+    OutputText text(embedded_->tokenizer(), output.stop, state.params.sampling.min_tokens);
+    if (text.has_text()) choice->text.emplace();
+    const auto show = [&](const std::string& piece) {
+      if (choice->text) *choice->text += piece;
+      if (on_text && !piece.empty()) on_text(piece);
+    };
+    RunOptions run;
+    run.on_prompt_logprobs = [&](const std::vector<TokenLogprobs>& entries) {
+      for (const TokenLogprobs& entry : entries) result->prompt_logprobs.push_back(Public(entry));
+    };
+    run.on_logprobs = [&](int64_t, const TokenLogprobs& logprobs) {
+      choice->logprobs.push_back(Public(logprobs));
+    };
+    run.on_token = [&](int64_t, int32_t token, FinishReason finish) {
+      if (result->first_token_seconds == 0) result->first_token_seconds = SecondsSince(start);
+      choice->token_ids.push_back(token);
+      choice->finish_reason = finish == FinishReason::kLength ? "length" : "stop";
+      show(text.Push(token));
+      if (text.stopped()) choice->finish_reason = "stop";
+    };
+    run.complete = [&] { return text.stopped(); };
+    RETURN_IF_ERROR(RunEmbedded(*embedded_, state, run));
+    show(text.Finish());
+    choice->matched_stop = text.matched_stop();
+    return OkStatus();
+  }
+
   StatusOr<std::vector<int32_t>> Encode(const Prompt& prompt) const {
     if (prompt.ids) return *prompt.ids;
     const Tokenizer* tokenizer = embedded_->tokenizer();
@@ -92,7 +136,7 @@ class EmbeddedGenerator final : public Generator {
     if (state.MaxTokens() > config.max_position_embeddings)
       return OutOfRange("prompt and output of " + std::to_string(state.MaxTokens()) +
                         " tokens exceed the context of " + std::to_string(config.max_position_embeddings));
-    return ValidateSamplingParams(state.params.sampling);
+    return ValidateGenerationParams(state.params, config.vocab_size);
   }
 
   std::unique_ptr<EmbeddedModel> embedded_;

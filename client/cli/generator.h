@@ -6,9 +6,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/cli/common_flags.h"
+#include "client/sdk/client.h"
 #include "common/base/status.h"
 
 namespace cachalot::cli {
@@ -31,12 +33,26 @@ struct GenerationOptions {
   std::optional<uint64_t> seed;
   bool ignore_eos = false;
   std::vector<int32_t> stop_token_ids;
+  float min_p = 0, frequency_penalty = 0, presence_penalty = 0, repetition_penalty = 1;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  int min_tokens = 0, n = 1;
+  std::vector<std::string> stop;
+  std::optional<int> logprobs, prompt_logprobs;
 };
 
-struct GenerationResult {
+struct Choice {
   std::vector<int32_t> token_ids;
   std::optional<std::string> text;  // none without a tokenizer
   std::string finish_reason;        // "stop" or "length"
+  std::string matched_stop;         // the stop string that ended it
+  std::vector<client::TokenLogprobs> logprobs;  // one of each token when asked for
+};
+
+/// Choice 0 and what the choices share.
+struct GenerationResult : Choice {
+  std::vector<Choice> others;  // choices 1 to n - 1
+  Choice& choice(size_t i) { return i == 0 ? *this : others[i - 1]; }
+  std::vector<client::TokenLogprobs> prompt_logprobs;  // of prompt tokens 1, 2, ...
   int prompt_tokens = 0;
   double first_token_seconds = 0, total_seconds = 0;
 };
@@ -44,7 +60,7 @@ struct GenerationResult {
 class Generator {
  public:
   virtual ~Generator() = default;
-  /// `on_text` gets text as it becomes complete.
+  /// `on_text` gets text of choice 0 as it becomes complete.
   virtual StatusOr<GenerationResult> Generate(const Prompt& prompt, const GenerationOptions& options,
                                               const std::function<void(const std::string&)>& on_text) = 0;
   /// All rows [ids, vocab]; the last `decode` ids go one at a time through the decode path.

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 
 #include "client/cli/generator.h"
@@ -32,9 +33,20 @@ class RouterGenerator final : public Generator {
     request.seed = options.seed;
     request.ignore_eos = options.ignore_eos;
     request.stop_token_ids = options.stop_token_ids;
+    request.min_p = options.min_p;
+    request.frequency_penalty = options.frequency_penalty;
+    request.presence_penalty = options.presence_penalty;
+    request.repetition_penalty = options.repetition_penalty;
+    request.logit_bias = options.logit_bias;
+    request.min_tokens = options.min_tokens;
+    request.n = options.n;
+    request.stop = options.stop;
+    request.logprobs = options.logprobs;
+    request.prompt_logprobs = options.prompt_logprobs;
 
     GenerationResult result;
-    if (info.has_tokenizer) result.text.emplace();
+    result.others.resize(std::max(options.n, 1) - 1);
+    for (int i = 0; info.has_tokenizer && i < std::max(options.n, 1); ++i) result.choice(i).text.emplace();
     const TimePoint start = std::chrono::steady_clock::now();
     auto stream = client_.Generate(request);
     client::Event event;
@@ -43,11 +55,8 @@ class RouterGenerator final : public Generator {
         result.prompt_tokens = event.prompt_tokens;
         continue;
       }
-      if (result.token_ids.empty() && !event.token_ids.empty()) result.first_token_seconds = SecondsSince(start);
-      result.token_ids.insert(result.token_ids.end(), event.token_ids.begin(), event.token_ids.end());
-      if (result.text) *result.text += event.text;
-      if (on_text && !event.text.empty()) on_text(event.text);
-      if (event.kind == client::Event::Kind::kFinished) result.finish_reason = event.finish_reason;
+      RETURN_IF_ERROR(Take(event, SecondsSince(start), &result));
+      if (event.choice == 0 && on_text && !event.text.empty()) on_text(event.text);
     }
     RETURN_IF_ERROR(FromSdk(stream->Finish()));
     result.total_seconds = SecondsSince(start);
@@ -75,6 +84,28 @@ class RouterGenerator final : public Generator {
   }
 
  private:
+  static Status Take(const client::Event& event, double seconds, GenerationResult* result) {
+    using Kind = client::Event::Kind;
+    if (event.kind == Kind::kPromptLogprobs) {
+      result->prompt_logprobs.insert(result->prompt_logprobs.end(), event.logprobs.begin(),
+                                     event.logprobs.end());
+      return OkStatus();
+    }
+    if (event.choice < 0 || event.choice > static_cast<int>(result->others.size()))
+      return Internal("the router sent choice " + std::to_string(event.choice) + " of " +
+                      std::to_string(result->others.size() + 1));
+    Choice& choice = result->choice(event.choice);
+    if (result->first_token_seconds == 0 && !event.token_ids.empty()) result->first_token_seconds = seconds;
+    choice.token_ids.insert(choice.token_ids.end(), event.token_ids.begin(), event.token_ids.end());
+    choice.logprobs.insert(choice.logprobs.end(), event.logprobs.begin(), event.logprobs.end());
+    if (choice.text) *choice.text += event.text;
+    if (event.kind == Kind::kFinished) {
+      choice.finish_reason = event.finish_reason;
+      choice.matched_stop = event.matched_stop;
+    }
+    return OkStatus();
+  }
+
   client::Client client_;
 };
 

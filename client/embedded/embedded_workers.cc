@@ -51,11 +51,20 @@ class EmbeddedEngine::Sink final : public PrefillSink {
     event.logits.assign(logits.begin(), logits.end());
     engine_->Deliver(sequence_, std::move(event));
   }
-  void OnFirstToken(int32_t token, FinishReason finish, SequenceKv kv) override {
+  void OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) override {
+    FlowEvent event = Event(Kind::kPromptLogprobs);
+    event.first_row = first;
+    event.logprobs = std::move(entries);
+    engine_->Deliver(sequence_, std::move(event));
+  }
+  void OnFirstToken(OutputToken first, SequenceKv kv) override {
+    const int32_t token = first.token;
+    const FinishReason finish = first.finish;
     FlowEvent event = Event(Kind::kFirstToken);
     event.index = static_cast<int64_t>(sequence_->state.emitted.size());
     event.token = token;
     event.finish = finish;
+    if (first.logprobs) event.logprobs.push_back(std::move(*first.logprobs));
     engine_->Deliver(sequence_, std::move(event));
     if (finish != FinishReason::kNone) return;
     engine_->decode_.Join(sequence_->id, sequence_->state, std::move(kv), token);
@@ -197,6 +206,7 @@ void EmbeddedEngine::Run() {
       event.finish = result.finish;
       event.error = result.error;
       event.logits = std::move(result.logits);
+      if (result.logprobs) event.logprobs.push_back(std::move(*result.logprobs));
       if (!result.error.ok() || result.finish != FinishReason::kNone) running_.erase(at);
       Deliver(sequence, std::move(event));
     }

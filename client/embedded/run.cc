@@ -16,21 +16,30 @@ class Handover final : public PrefillSink {
   void OnChunk(const SequenceKv&, int64_t, int64_t, std::span<const float> logits) override {
     if (options_.on_logits && !logits.empty()) options_.on_logits(logits);
   }
-  void OnFirstToken(int32_t token, FinishReason finish, SequenceKv kv) override {
-    token_ = token;
-    finish_ = finish;
+  void OnPromptLogprobs(int64_t, std::vector<TokenLogprobs> entries) override {
+    if (options_.on_prompt_logprobs) options_.on_prompt_logprobs(std::move(entries));
+  }
+  void OnFirstToken(OutputToken first, SequenceKv kv) override {
+    first_ = std::move(first);
     kv_ = std::move(kv);
   }
   void OnError(const Status& status) override { status_ = status; }
 
   Status status_;
-  std::optional<int32_t> token_;
-  FinishReason finish_ = FinishReason::kNone;
+  std::optional<OutputToken> first_;
   SequenceKv kv_;
 
  private:
   const RunOptions& options_;
 };
+
+/// False: the run is over.
+bool Tell(const RunOptions& options, int64_t index, int32_t token, FinishReason finish,
+          const std::optional<TokenLogprobs>& logprobs) {
+  if (options.on_logprobs && logprobs) options.on_logprobs(index, *logprobs);
+  if (options.on_token) options.on_token(index, token, finish);
+  return finish == FinishReason::kNone && !(options.complete && options.complete());
+}
 
 }  // namespace
 
@@ -42,12 +51,13 @@ Status RunEmbedded(EmbeddedModel& embedded, const SequenceState& state, const Ru
   while (prefill.Step()) {
   }
   RETURN_IF_ERROR(handover->status_);
-  if (options.on_token) options.on_token(static_cast<int64_t>(state.emitted.size()), *handover->token_, handover->finish_);
-  if (handover->finish_ != FinishReason::kNone) return OkStatus();
+  const OutputToken& first = *handover->first_;
+  const auto index = static_cast<int64_t>(state.emitted.size());
+  if (!Tell(options, index, first.token, first.finish, first.logprobs)) return OkStatus();
 
   const SteadyClock clock;
   DecodeFlow decode(embedded.model(), embedded.experts(), clock, {});
-  decode.Join(1, state, std::move(handover->kv_), *handover->token_);
+  decode.Join(1, state, std::move(handover->kv_), first.token);
   std::vector<TokenOut> out;
   while (decode.running() > 0) {
     out.clear();
@@ -55,7 +65,7 @@ Status RunEmbedded(EmbeddedModel& embedded, const SequenceState& state, const Ru
     for (const TokenOut& result : out) {
       RETURN_IF_ERROR(result.error);
       if (options.on_logits && !result.logits.empty()) options.on_logits(result.logits);
-      if (options.on_token) options.on_token(result.index, result.token, result.finish);
+      if (!Tell(options, result.index, result.token, result.finish, result.logprobs)) return OkStatus();
       decode.Acknowledge(result.id, result.index + 1);
     }
   }

@@ -2,6 +2,7 @@
 // One request through the prefill and decode flows on the caller's thread: the embedded mode without a server.
 
 #include <functional>
+#include <vector>
 
 #include "client/embedded/embedded_model.h"
 #include "common/engine/generation.h"
@@ -12,6 +13,12 @@ struct RunOptions {
   int64_t max_chunk_tokens = 256;
   /// Every output token as it comes, by output index.
   std::function<void(int64_t index, int32_t token, FinishReason finish)> on_token;
+  /// Before on_token of the same index, and before the first: of prompt tokens from 1 on. When the state
+  /// wants them.
+  std::function<void(int64_t index, const TokenLogprobs& logprobs)> on_logprobs;
+  std::function<void(std::vector<TokenLogprobs> entries)> on_prompt_logprobs;
+  /// Asked after every on_token: true ends the run as if that token had been the last.
+  std::function<bool()> complete;
   /// Rows of logits in order: prompt rows, then one row per decode step. Needs state.want_logits.
   std::function<void(std::span<const float> rows)> on_logits;
 };

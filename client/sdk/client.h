@@ -43,17 +43,38 @@ struct GenerateRequest {
   std::optional<int32_t> top_k;
   std::optional<float> top_p;
   std::optional<uint64_t> seed;
+  std::optional<float> min_p, frequency_penalty, presence_penalty, repetition_penalty;
+  std::vector<std::pair<int32_t, float>> logit_bias;  // token id, what is added to its logit
+  std::optional<int32_t> min_tokens;
   std::optional<int32_t> max_tokens;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   std::vector<int32_t> resume_tokens;
+  std::optional<int32_t> n;       // outputs
+  std::vector<std::string> stop;  // strings that end an output; its text ends before them
+  std::optional<int32_t> logprobs, prompt_logprobs;
   /// Of the whole stream; 0: none.
   int64_t timeout_ms = 0;
 };
 
-/// Started, tokens (any number of times), finished.
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;
+  bool operator==(const TokenLogprob&) const = default;
+};
+
+/// Natural logarithms, of the raw model distribution.
+struct TokenLogprobs {
+  float logprob = 0;              // of the token itself
+  std::vector<TokenLogprob> top;  // the likeliest, likeliest first
+  bool operator==(const TokenLogprobs&) const = default;
+};
+
+/// Started, prompt log probabilities if asked for, tokens (any number of times), finished; with n > 1 the
+/// choices' tokens are mixed, and each finishes.
 struct Event {
-  enum class Kind { kStarted, kTokens, kFinished } kind = Kind::kStarted;
+  enum class Kind { kStarted, kTokens, kFinished, kPromptLogprobs } kind = Kind::kStarted;
+  int32_t choice = 0;              // tokens, finished
   std::string request_id;          // started
   uint64_t seed = 0;               // started
   int32_t prompt_tokens = 0;       // started, finished
@@ -61,6 +82,9 @@ struct Event {
   std::string text;                // tokens, finished
   std::string finish_reason;       // finished: "stop" or "length"
   int32_t completion_tokens = 0;   // finished
+  std::string matched_stop;        // finished: the stop string that ended the choice
+  /// tokens: one of each id; prompt log probabilities: in order from prompt token 1.
+  std::vector<TokenLogprobs> logprobs;
 };
 
 class TokenStream {

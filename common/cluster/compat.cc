@@ -50,9 +50,36 @@ v1::SequenceState ToProto(const SequenceState& state) {
   params.set_max_tokens(state.params.max_tokens);
   params.set_ignore_eos(state.params.ignore_eos);
   params.mutable_stop_token_ids()->Assign(state.params.stop_token_ids.begin(), state.params.stop_token_ids.end());
+  params.set_min_p(state.params.sampling.min_p);
+  params.set_frequency_penalty(state.params.sampling.frequency_penalty);
+  params.set_presence_penalty(state.params.sampling.presence_penalty);
+  params.set_repetition_penalty(state.params.sampling.repetition_penalty);
+  for (const LogitBias& entry : state.params.sampling.logit_bias) {
+    params.add_logit_bias_ids(entry.id);
+    params.add_logit_bias_values(entry.bias);
+  }
+  params.set_min_tokens(state.params.sampling.min_tokens);
+  if (state.params.sampling.logprobs != kNoLogprobs) params.set_logprobs(state.params.sampling.logprobs);
+  if (state.params.prompt_logprobs != kNoLogprobs) params.set_prompt_logprobs(state.params.prompt_logprobs);
   proto.mutable_forced()->Assign(state.forced.begin(), state.forced.end());
   proto.set_want_logits(state.want_logits);
   return proto;
+}
+
+static StatusOr<SamplingParams> SamplingFromProto(const v1::SequenceParams& proto) {
+  SamplingParams params{proto.temperature(), proto.top_k(), proto.top_p(), proto.seed()};
+  params.min_p = proto.min_p();
+  params.frequency_penalty = proto.frequency_penalty();
+  params.presence_penalty = proto.presence_penalty();
+  if (proto.has_repetition_penalty()) params.repetition_penalty = proto.repetition_penalty();
+  if (proto.logit_bias_ids_size() != proto.logit_bias_values_size())
+    return InvalidArgument("logit_bias: " + std::to_string(proto.logit_bias_ids_size()) + " ids with " +
+                           std::to_string(proto.logit_bias_values_size()) + " values");
+  for (int i = 0; i < proto.logit_bias_ids_size(); ++i)
+    params.logit_bias.push_back({proto.logit_bias_ids(i), proto.logit_bias_values(i)});
+  params.min_tokens = proto.min_tokens();
+  if (proto.has_logprobs()) params.logprobs = proto.logprobs();
+  return params;
 }
 
 StatusOr<SequenceState> FromProto(const v1::SequenceState& proto, int vocab_size) {
@@ -63,7 +90,8 @@ StatusOr<SequenceState> FromProto(const v1::SequenceState& proto, int vocab_size
   state.forced.assign(proto.forced().begin(), proto.forced().end());
   state.want_logits = proto.want_logits();
   const v1::SequenceParams& params = proto.params();
-  state.params.sampling = {params.temperature(), params.top_k(), params.top_p(), params.seed()};
+  ASSIGN_OR_RETURN(state.params.sampling, SamplingFromProto(params));
+  if (params.has_prompt_logprobs()) state.params.prompt_logprobs = params.prompt_logprobs();
   state.params.max_tokens = params.max_tokens();
   state.params.ignore_eos = params.ignore_eos();
   state.params.stop_token_ids.assign(params.stop_token_ids().begin(), params.stop_token_ids().end());
@@ -75,8 +103,29 @@ StatusOr<SequenceState> FromProto(const v1::SequenceState& proto, int vocab_size
   if (state.params.max_tokens <= static_cast<int64_t>(state.emitted.size()))
     return InvalidArgument("max_tokens " + std::to_string(state.params.max_tokens) + " with " +
                            std::to_string(state.emitted.size()) + " tokens emitted already");
-  RETURN_IF_ERROR(ValidateSamplingParams(state.params.sampling));
+  RETURN_IF_ERROR(ValidateGenerationParams(state.params, vocab_size));
   return state;
+}
+
+v1::TokenLogprobs ToProto(const TokenLogprobs& logprobs) {
+  v1::TokenLogprobs proto;
+  proto.set_logprob(logprobs.chosen);
+  for (const TokenLogprob& entry : logprobs.top) {
+    proto.add_top_ids(entry.id);
+    proto.add_top_logprobs(entry.logprob);
+  }
+  return proto;
+}
+
+StatusOr<std::optional<TokenLogprobs>> FromProto(const v1::TokenLogprobs& proto) {
+  if (proto.top_ids_size() != proto.top_logprobs_size())
+    return InvalidArgument("log probabilities: " + std::to_string(proto.top_ids_size()) + " ids with " +
+                           std::to_string(proto.top_logprobs_size()) + " values");
+  if (!proto.has_logprob()) return std::optional<TokenLogprobs>();
+  TokenLogprobs logprobs{proto.logprob(), {}};
+  for (int i = 0; i < proto.top_ids_size(); ++i)
+    logprobs.top.push_back({proto.top_ids(i), proto.top_logprobs(i)});
+  return std::optional(std::move(logprobs));
 }
 
 v1::StepFinish ToProto(FinishReason reason) {

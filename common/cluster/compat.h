@@ -1,7 +1,11 @@
 #pragma once
 // What two peers must agree on before they share work (DESIGN 2), and sequences on the wire.
 
+#include <optional>
+#include <string_view>
+
 #include "cachalot/v1/cluster.pb.h"
+#include "cachalot/v1/logprobs.pb.h"
 #include "cachalot/v1/sequence.pb.h"
 #include "common/engine/generation.h"
 #include "common/kernels/kernels.h"
@@ -21,6 +25,10 @@ v1::SequenceState ToProto(const SequenceState& state);
 /// INVALID_ARGUMENT for values that no router sends: an empty prompt, ids outside [0, vocab), max_tokens < 1 or not
 /// above the emitted tokens, bad sampling parameters.
 StatusOr<SequenceState> FromProto(const v1::SequenceState& proto, int vocab_size);
+
+v1::TokenLogprobs ToProto(const TokenLogprobs& logprobs);
+/// Nothing for an empty message; INVALID_ARGUMENT when the parallel arrays differ in length.
+StatusOr<std::optional<TokenLogprobs>> FromProto(const v1::TokenLogprobs& proto);
 
 v1::StepFinish ToProto(FinishReason reason);
 FinishReason FromProto(v1::StepFinish finish);

@@ -2,11 +2,13 @@
 // What a sequence is to every role: enough state to resume it anywhere (DESIGN 2).
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "common/base/status.h"
+#include "common/sampling/logprobs.h"
 #include "common/sampling/sampler.h"
 
 namespace cachalot {
@@ -22,6 +24,8 @@ struct GenerationParams {
   int max_tokens = 0;       // output tokens in all, those emitted before a resumption included
   bool ignore_eos = false;  // the model's end tokens do not finish; stop_token_ids still do
   std::vector<int32_t> stop_token_ids;
+  int prompt_logprobs =
+      kNoLogprobs;  // of every prompt token but the first: as sampling.logprobs, of output tokens
 };
 
 struct SequenceState {
@@ -41,12 +45,32 @@ struct SequenceState {
   int64_t MaxTokens() const { return static_cast<int64_t>(prompt.size()) + params.max_tokens; }
 };
 
+/// INVALID_ARGUMENT names the field, what is wanted and what it got.
+Status ValidateGenerationParams(const GenerationParams& params, int vocab_size);
+
 /// Whether output token `token` at `output_index` is the last one.
 FinishReason FinishAfter(const GenerationParams& params, std::span<const int> eos_token_ids, int32_t token,
                          int64_t output_index);
 
-/// The token at `output_index`: forced if the sequence says so, else sampled. INTERNAL for NaN logits.
-StatusOr<int32_t> NextToken(const SequenceState& state, Sampler& sampler, std::span<const float> logits,
-                            int64_t output_index);
+/// One output token as it was chosen.
+struct OutputToken {
+  int32_t token = 0;
+  FinishReason finish = FinishReason::kNone;
+  std::optional<TokenLogprobs> logprobs;  // when the sequence wants them
+};
+
+/// What prompt and emitted tokens amount to for NextToken. Empty when the params do not need it.
+TokenHistory HistoryOf(const SequenceState& state, int vocab_size);
+
+/// The token at `output_index`: forced if the sequence says so, else sampled. It goes into `history`, which
+/// has all tokens before it. Allocates only for log probabilities. INTERNAL for NaN logits.
+StatusOr<OutputToken> NextToken(const SequenceState& state, std::span<const int> eos_token_ids,
+                                Sampler& sampler, TokenHistory& history, std::span<const float> logits,
+                                int64_t output_index);
+
+/// Of the prompt tokens that follow rows [from, to) of the context: `logits` has one row for each of them.
+/// Empty for rows at and behind the prompt's last.
+std::vector<TokenLogprobs> PromptLogprobs(const SequenceState& state, int64_t from, int64_t to,
+                                          std::span<const float> logits, int vocab_size);
 
 }  // namespace cachalot

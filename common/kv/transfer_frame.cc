@@ -164,6 +164,17 @@ std::vector<RowRange> HandOffRows(const KvLayout& layout, int64_t n) {
   return ranges;
 }
 
+void CopyHandOff(const SequenceKv& from, int64_t n, SequenceKv* to) {
+  CHECK(from.tokens() == n && to->capacity() >= n);
+  for (const RowRange& range : HandOffRows(from.layout(), n)) {
+    const auto bytes = static_cast<size_t>(from.layout().pool(range.pool).row_bytes());
+    for (int64_t row = range.first; row < range.first + range.count; ++row)
+      std::memcpy(to->RowBytes(range.pool, range.layer, row), from.RowBytes(range.pool, range.layer, row),
+                  bytes);
+  }
+  to->SetTokens(n);
+}
+
 void KvReceiver::Restart() {
   tally_ = {};
   received_.clear();

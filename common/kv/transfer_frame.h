@@ -89,6 +89,10 @@ Status DecodeVerdict(std::span<const std::byte> payload);
 /// Rows that a hand-off of n tokens must consist of: AppendedRows(0, n) and StateRows(n).
 std::vector<RowRange> HandOffRows(const KvLayout& layout, int64_t n);
 
+/// A hand-off inside one process: `to`, of the same layout and with room for n tokens, goes on as `from`,
+/// which has n tokens, would.
+void CopyHandOff(const SequenceKv& from, int64_t n, SequenceKv* to);
+
 /// Places the rows of one hand-off and says when it is complete. Not thread-safe.
 class KvReceiver {
  public:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
 
@@ -47,9 +48,24 @@ StatusOr<int32_t> Best(std::span<const float> logits) {
   return best;
 }
 
-}  // namespace
+Status ValidateLogitBias(const std::vector<LogitBias>& biases) {
+  std::vector<int32_t> ids;
+  for (const LogitBias& entry : biases) {
+    if (entry.id < 0)
+      return InvalidArgument("logit_bias: wanted a token id >= 0, got " + std::to_string(entry.id));
+    if (!(entry.bias >= -100 && entry.bias <= 100))
+      return InvalidArgument("logit_bias of token " + std::to_string(entry.id) +
+                             ": wanted a number in [-100, 100], got " + std::to_string(entry.bias));
+    ids.push_back(entry.id);
+  }
+  std::sort(ids.begin(), ids.end());
+  const auto twice = std::adjacent_find(ids.begin(), ids.end());
+  if (twice == ids.end()) return OkStatus();
+  return InvalidArgument("logit_bias of token " + std::to_string(*twice) + ": wanted one, got two");
+}
 
-Status ValidateSamplingParams(const SamplingParams& params) {
+/// Everything but the biases: allocates nothing when all is well, so every Sample can check it.
+Status ValidateNumbers(const SamplingParams& params) {
   const auto refuse = [](const char* field, const char* wanted, const std::string& got) {
     return InvalidArgument(std::string(field) + ": wanted " + wanted + ", got " + got);
   };
@@ -60,7 +76,28 @@ Status ValidateSamplingParams(const SamplingParams& params) {
   if (!(params.top_p > 0 && params.top_p <= 1)) {
     return refuse("top_p", "a number in (0, 1]", std::to_string(params.top_p));
   }
+  if (!(params.min_p >= 0 && params.min_p <= 1)) {
+    return refuse("min_p", "a number in [0, 1]", std::to_string(params.min_p));
+  }
+  for (const auto& [field, value] : {std::pair("frequency_penalty", params.frequency_penalty),
+                                     std::pair("presence_penalty", params.presence_penalty)}) {
+    if (!(value >= -2 && value <= 2)) return refuse(field, "a number in [-2, 2]", std::to_string(value));
+  }
+  if (!std::isfinite(params.repetition_penalty) || params.repetition_penalty <= 0) {
+    return refuse("repetition_penalty", "a finite number > 0", std::to_string(params.repetition_penalty));
+  }
+  if (params.min_tokens < 0) return refuse("min_tokens", "a number >= 0", std::to_string(params.min_tokens));
+  if (params.logprobs < kNoLogprobs || params.logprobs > kMaxLogprobs) {
+    return refuse("logprobs", "0 to 20", std::to_string(params.logprobs));
+  }
   return OkStatus();
+}
+
+}  // namespace
+
+Status ValidateSamplingParams(const SamplingParams& params) {
+  RETURN_IF_ERROR(ValidateNumbers(params));
+  return ValidateLogitBias(params.logit_bias);
 }
 
 double UniformAt(uint64_t seed, uint64_t output_index) {
@@ -78,9 +115,10 @@ Sampler::Sampler(int vocab_size) {
 }
 
 StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const SamplingParams& params,
-                                  uint64_t output_index) {
+                                  uint64_t output_index, const SampleContext& context) {
   CHECK(logits.size() <= order_.size());
-  CHECK(ValidateSamplingParams(params).ok());
+  CHECK(ValidateNumbers(params).ok());
+  logits = Adjust(logits, params, output_index, context);
   ASSIGN_OR_RETURN(const int32_t best, Best(logits));
   if (params.temperature == 0 || params.top_k == 1) return best;
   Weigh(logits, logits[best], params);
@@ -96,7 +134,40 @@ StatusOr<int32_t> Sampler::Sample(std::span<const float> logits, const SamplingP
   return PrefixOfMass(logits, target + 1).last;
 }
 
-/// Makes the candidates: tokens that temperature and top-k leave a weight above 0.
+/// Steps 1 to 4 of the header. The row itself when there is nothing to do, else a copy.
+std::span<const float> Sampler::Adjust(std::span<const float> logits, const SamplingParams& params,
+                                       uint64_t output_index, const SampleContext& context) {
+  const bool too_early = output_index < static_cast<uint64_t>(params.min_tokens);
+  const bool masks = too_early && !(context.end_ids.empty() && context.stop_ids.empty());
+  if (params.logit_bias.empty() && !masks && !params.has_penalties()) return logits;
+  if (adjusted_.empty()) adjusted_.resize(order_.size());
+  const std::span<float> row(adjusted_.data(), logits.size());
+  std::copy(logits.begin(), logits.end(), row.begin());
+  const auto inside = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < row.size(); };
+
+  for (const LogitBias& entry : params.logit_bias)
+    if (inside(entry.id)) row[entry.id] += entry.bias;
+  if (masks) {
+    for (const auto& ids : {context.end_ids, context.stop_ids})
+      for (const int32_t id : ids)
+        if (inside(id)) row[id] = -INFINITY;
+  }
+  if (!params.has_penalties()) return row;
+  CHECK(context.history && context.history->counts());
+  for (const TokenHistory::Entry& entry : context.history->entries()) {
+    if (!inside(entry.id)) continue;
+    float& logit = row[entry.id];
+    // A penalty near 0 could make it infinite.
+    logit = logit > 0 ? std::min(logit / params.repetition_penalty, std::numeric_limits<float>::max())
+                      : logit * params.repetition_penalty;
+    if (entry.in_output == 0) continue;
+    logit -= params.frequency_penalty * static_cast<float>(entry.in_output);
+    logit -= params.presence_penalty;
+  }
+  return row;
+}
+
+/// Makes the candidates: tokens that temperature, min-p and top-k leave a weight above 0.
 void Sampler::Weigh(std::span<const float> logits, float top, const SamplingParams& params) {
   const double rate = 1.0 / params.temperature;
   // Every operation here is monotonic in the logit, rounding included, so buckets never contradict the order.
@@ -111,10 +182,17 @@ void Sampler::Weigh(std::span<const float> logits, float top, const SamplingPara
   }
   if (params.top_k > 0) KeepTop(logits, params.top_k);
 
+  // Weights are relative to the top token's as min-p is, and the product is exact: min_p has 24 bits. What it
+  // keeps is a run from the top, as what top-k keeps, so it does not matter which comes first.
+  const auto least = static_cast<uint64_t>(static_cast<double>(params.min_p) * kTopWeight);
   bucket_mass_.fill(0);
   for (size_t id = 0; id < logits.size(); ++id) {
     if (bucket_[id] == kNoBucket) continue;
     weights_[id] = static_cast<uint64_t>(std::exp(exponent(id)) * kTopWeight + 0.5);
+    if (weights_[id] < least) {
+      bucket_[id] = kNoBucket;
+      continue;
+    }
     bucket_mass_[bucket_[id]] += weights_[id];
   }
   total_ = std::accumulate(bucket_mass_.begin(), bucket_mass_.end(), uint64_t{0});

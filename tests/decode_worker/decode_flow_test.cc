@@ -124,6 +124,71 @@ TEST_F(DecodeFlowTest, AResumedSequenceContinuesTheSameTokens) {
   EXPECT_EQ(tokens_[1], alone);
 }
 
+/// Sampled requests whose tokens depend on those before.
+std::vector<SequenceState> PenalisedStates(const testing::TinyEngine& engine) {
+  std::vector<SequenceState> states;
+  for (uint64_t i = 0; i < 4; ++i) states.push_back(engine.OtherState(6 + i, 24, i));
+  states[0].params.sampling.frequency_penalty = 1.5f;
+  states[1].params.sampling.presence_penalty = 2;
+  states[1].params.sampling.min_p = 0.05f;
+  states[2].params.sampling.repetition_penalty = 1.7f;
+  states[2].params.sampling.temperature = 0;
+  states[3].params.sampling.frequency_penalty = -2;
+  states[3].params.sampling.logit_bias = {{3, 4.f}};
+  states[3].params.stop_token_ids = {3};
+  states[3].params.sampling.min_tokens = 20;
+  return states;
+}
+
+TEST_F(DecodeFlowTest, PenaltiesDoNotDependOnTheBatchNorOnAResumption) {
+  const auto states = PenalisedStates(engine_);
+  Start();
+  for (size_t i = 0; i < states.size(); ++i) Join(i, states[i]);
+  Join(100, engine_.OtherState(9, 30, 4));
+  RunToEnd();
+  for (size_t i = 0; i < states.size(); ++i) {
+    const auto alone = engine_.Generate(states[i]);  // counts the history anew for each token
+    EXPECT_EQ(tokens_[i], alone) << i;
+    EXPECT_GE(alone.size(), 20u);
+    auto plain = states[i];
+    plain.params.sampling.frequency_penalty = plain.params.sampling.presence_penalty = 0;
+    plain.params.sampling.repetition_penalty = 1;
+    EXPECT_NE(engine_.Generate(plain), alone) << i << ": the penalty changes nothing";
+    for (const size_t have : {1u, 7u, 18u}) {
+      auto resumed = states[i];
+      resumed.emitted.assign(alone.begin(), alone.begin() + static_cast<ptrdiff_t>(have));
+      Start();
+      SequenceKv kv = *engine_.pools().Reserve(resumed.MaxTokens() + 1);
+      const int32_t first = engine_.Prefill(resumed, kv);
+      tokens_[50] = resumed.emitted;
+      tokens_[50].push_back(first);
+      flow_->Join(50, resumed, std::move(kv), first);
+      RunToEnd();
+      EXPECT_EQ(tokens_[50], alone) << i << " resumed behind " << have;
+    }
+  }
+}
+
+TEST_F(DecodeFlowTest, LogprobsAreOfTheRawLogits) {
+  auto wants = engine_.OtherState(7, 12, 3), not_wants = engine_.OtherState(8, 12, 4);
+  wants.want_logits = true;
+  wants.params.sampling.logprobs = 5;
+  wants.params.sampling.temperature = 2;
+  wants.params.sampling.presence_penalty = 1;
+  Start();
+  Join(1, wants);
+  Join(2, not_wants);
+  while (flow_->running() > 0) {
+    Step();
+    for (const TokenOut& token : out_) {
+      EXPECT_EQ(token.logprobs.has_value(), token.id == 1);
+      if (token.id == 1) {
+        EXPECT_EQ(*token.logprobs, LogprobsOf(token.logits, token.token, 5));
+      }
+    }
+  }
+}
+
 TEST_F(DecodeFlowTest, AWindowStopsASlowReaderAndNotTheOthers) {
   const auto slow = engine_.OtherState(6, 16, 5), fast = engine_.OtherState(8, 16, 6);
   const auto slow_alone = Alone(slow), fast_alone = Alone(fast);

@@ -22,10 +22,7 @@ class TinyEngine {
     const Segment segment{&kv, context, false};
     const auto logits = model_.Forward({&segment, 1}, experts_);
     EXPECT_TRUE(logits.ok()) << logits.status();
-    const auto token =
-        NextToken(state, sampler_, logits->last(0), static_cast<int64_t>(state.emitted.size()));
-    EXPECT_TRUE(token.ok()) << token.status();
-    return *token;
+    return Next(state, state.emitted, logits->last(0));
   }
 
   /// All of the state's tokens, alone.
@@ -38,7 +35,7 @@ class TinyEngine {
            FinishReason::kNone) {
       const Segment segment{&kv, {&tokens.back(), 1}, false};
       const auto logits = model_.Forward({&segment, 1}, experts_);
-      tokens.push_back(*NextToken(state, sampler_, logits->last(0), static_cast<int64_t>(tokens.size())));
+      tokens.push_back(Next(state, tokens, logits->last(0)));
     }
     return tokens;
   }
@@ -70,6 +67,16 @@ class TinyEngine {
   LocalExperts& experts() { return experts_; }
 
  private:
+  /// The token behind `output`, with a history that is counted anew.
+  int32_t Next(SequenceState state, const std::vector<int32_t>& output, std::span<const float> logits) {
+    state.emitted = output;
+    TokenHistory history = HistoryOf(state, model_.config().vocab_size);
+    const auto next = NextToken(state, model_.config().eos_token_ids, sampler_, history, logits,
+                                static_cast<int64_t>(output.size()));
+    EXPECT_TRUE(next.ok()) << next.status();
+    return next.ok() ? next->token : -1;
+  }
+
   const OracleCase oracle_ = *OracleCase::Load(CACHALOT_SOURCE_DIR "/tests/golden/oracle/tiny");
   const std::shared_ptr<const ModelWeights> weights_ =
       *ModelWeights::Load(oracle_.directory, WeightSelection::All());

@@ -257,13 +257,18 @@ TEST(SamplerTest, NothingButTheArgumentsDecides) {
 TEST(SamplerTest, DoesNotAllocate) {
   const std::vector<float> logits = RandomLogits(20000, 3, 5);
   Sampler sampler(20000);
-  int64_t sum = 0;
+  TokenHistory history(std::vector<int32_t>{1, 2, 3}, {}, 500, 20000);
+  const SampleContext context{&history, {}, {}};
+  const SamplingParams penalties{
+      .min_p = 0.01f, .frequency_penalty = 1, .repetition_penalty = 1.1f, .logit_bias = {{7, 1.f}}};
+  int64_t sum = *sampler.Sample(logits, penalties, 0, context);  // warms up
   const int64_t before = allocations.load();
   for (uint64_t index = 0; index < 20; ++index) {
     sum += *sampler.Sample(logits, {.temperature = 0}, index);
     sum += *sampler.Sample(logits, {}, index);
     sum += *sampler.Sample(logits, {.top_k = 50, .top_p = 0.9f}, index);
     sum += *sampler.Sample(logits, {.top_p = 0.9f}, index);
+    for (int i = 0; i < 20; ++i) history.Add(*sampler.Sample(logits, penalties, index * 20 + i, context));
   }
   EXPECT_EQ(allocations.load() - before, 0) << sum;
 }
@@ -283,6 +288,7 @@ TEST(SamplerTest, PrintsItsSpeed) {
   time("temperature 1, usual", 3, {});
   time("top-k 50, top-p 0.95", 3, {.top_k = 50, .top_p = 0.95f});
   time("top-p 0.95", 3, {.top_p = 0.95f});
+  time("min-p 0.05, a bias", 3, {.min_p = 0.05f, .logit_bias = {{3, 1.f}}});
 }
 
 }  // namespace
