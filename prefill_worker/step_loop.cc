@@ -70,7 +70,9 @@ void PrefillStepLoop::Main(const MakeExperts& make_experts, std::promise<Status>
 
 void PrefillStepLoop::RunChunks() {
   while (!stop_) {
-    loop_.PollOnce(flow_->waiting() > 0 ? TimePoint::min() : loop_.Now() + kIdleBeat);
+    // Mail that came inside a chunk has woken nobody.
+    const bool busy = flow_->waiting() > 0 || !mail_.empty();
+    loop_.PollOnce(busy ? TimePoint::min() : loop_.Now() + kIdleBeat);
     Beat();
     HandleMail();
     if (flow_->waiting() > 0 && !stop_) RunChunk();
