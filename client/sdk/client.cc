@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
 constexpr auto kUnaryDeadline = std::chrono::seconds(10);
+constexpr auto kLogitsDeadline = std::chrono::minutes(10);  // a debugging tool on long prompts
 
 Status FromGrpc(const grpc::Status& status) {
   return {static_cast<int>(status.error_code()), status.error_message()};
@@ -140,6 +141,18 @@ class Stream final : public TokenStream {
   Status status_;
 };
 
+/// A request that is wrong before it is sent.
+class RefusedStream final : public TokenStream {
+ public:
+  explicit RefusedStream(Status status) : status_(std::move(status)) {}
+  bool Next(Event*) override { return false; }
+  Status Finish() override { return status_; }
+  void Cancel() override {}
+
+ private:
+  const Status status_;
+};
+
 }  // namespace
 
 struct Client::Impl {
@@ -162,6 +175,11 @@ Client::Client(const std::string& router) : impl_(std::make_unique<Impl>()) {
 Client::~Client() = default;
 
 std::unique_ptr<TokenStream> Client::Generate(const GenerateRequest& request) {
+  const int inputs = request.token_ids.has_value() + request.text.has_value() + !request.chat.empty();
+  if (inputs != 1)
+    return std::make_unique<RefusedStream>(
+        Status{grpc::StatusCode::INVALID_ARGUMENT, "give exactly one of token_ids, text and chat, not " +
+                                                       std::to_string(inputs)});
   return std::make_unique<Stream>(impl_->inference.get(), request);
 }
 
@@ -194,6 +212,7 @@ Status Client::GetModelInfo(ModelInfo* info) {
 Status Client::Logits(const std::vector<int32_t>& ids, int decode, int max_chunk_tokens,
                       const std::function<void(int64_t, int64_t, const float*)>& rows) {
   grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kLogitsDeadline);
   v1::LogitsRequest request;
   request.mutable_ids()->Assign(ids.begin(), ids.end());
   request.set_decode(decode);

@@ -33,7 +33,7 @@ struct ChatMessage {
   std::string content;
 };
 
-/// Exactly one of token_ids, text and chat. Absent fields take the router's defaults (protos: GenerateRequest).
+/// Exactly one of token_ids, text and chat (else INVALID_ARGUMENT without a call). Absent fields take the router's defaults (protos: GenerateRequest).
 struct GenerateRequest {
   std::string request_id;
   std::optional<std::vector<int32_t>> token_ids;
