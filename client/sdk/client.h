@@ -60,14 +60,12 @@ struct GenerateRequest {
 struct TokenLogprob {
   int32_t id = 0;
   float logprob = 0;
-  bool operator==(const TokenLogprob&) const = default;
 };
 
 /// Natural logarithms, of the raw model distribution.
 struct TokenLogprobs {
   float logprob = 0;              // of the token itself
   std::vector<TokenLogprob> top;  // the likeliest, likeliest first
-  bool operator==(const TokenLogprobs&) const = default;
 };
 
 /// Started, prompt log probabilities if asked for, tokens (any number of times), finished; with n > 1 the
