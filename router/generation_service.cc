@@ -93,7 +93,7 @@ rpc::Task<Status> GenerationService::Generate(rpc::ServerCall& call, const v1::G
   started.set_request_id(state.request_id);
   started.set_prompt_tokens(static_cast<int32_t>(state.prompt.size()));
   started.set_seed(state.params.sampling.seed);
-  ResponseStream stream(loop_, &writer, std::move(started), &first_token_seconds_);
+  ResponseStream stream(loop_, &writer, options.n, std::move(started), &first_token_seconds_);
   Choices choices{&stream, frontend.get(), std::move(options), call.deadline()};
   const rpc::CancelCallback gone(&call.scope(), [&choices] { choices.scope.Cancel(); });
   rpc::TaskGroup others(loop_);
@@ -131,6 +131,7 @@ rpc::Task<void> GenerationService::RunChoice(Choices* choices, SequenceState sta
     (void)co_await sink.Finished(result->finish, prompt_tokens);
   } else if (choices->status.ok()) {
     choices->status = result.status();
+    choices->stream->Abandon();
     choices->scope.Cancel();
   }
 }

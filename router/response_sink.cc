@@ -13,11 +13,22 @@ constexpr size_t kLogprobsEach = 4096;  // entries of a message: below 1 MiB
 }  // namespace
 
 rpc::Task<bool> ResponseStream::Start() {
-  if (std::exchange(begun_, true)) co_return true;
+  if (++holding_ < choices_) {
+    // Those that are missing end in time, by their grant or by a failure.
+    const bool all = co_await all_started_.WaitUntil(TimePoint::max());
+    co_return all && !abandoned_;
+  }
   v1::GenerateResponse response;
   *response.mutable_started() = started_;
   const bool written = co_await Write(std::move(response));
-  co_return written;
+  if (!written) abandoned_ = true;
+  all_started_.Set();
+  co_return written && !abandoned_;
+}
+
+void ResponseStream::Abandon() {
+  abandoned_ = true;
+  all_started_.Set();
 }
 
 rpc::Task<bool> ResponseStream::Write(v1::GenerateResponse response) {

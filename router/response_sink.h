@@ -16,16 +16,22 @@ namespace cachalot {
 class ResponseStream {
  public:
   using Writer = rpc::ServerWriter<v1::GenerateResponse>;
-  ResponseStream(rpc::Loop* loop, Writer* writer, v1::Started started, Histogram* first_token_seconds)
+  ResponseStream(rpc::Loop* loop, Writer* writer, int choices, v1::Started started,
+                 Histogram* first_token_seconds)
       : loop_(loop),
         writer_(writer),
+        choices_(choices),
+        all_started_(loop),
         free_(loop),
         first_token_seconds_(first_token_seconds),
         start_(loop->Now()),
         started_(std::move(started)) {}
 
-  /// Once, whoever comes first.
+  /// For each choice, once it holds its KV. Returns when all do: a client hears of a request that is admitted
+  /// as a whole, and its choices reach the prefill worker together. False: the request is over.
   rpc::Task<bool> Start();
+  /// A choice has failed: nobody waits for it.
+  void Abandon();
   /// One after the other: the choices' messages come as they may. False: the client is gone.
   rpc::Task<bool> Write(v1::GenerateResponse response);
   void SawToken();
@@ -33,12 +39,15 @@ class ResponseStream {
  private:
   rpc::Loop* loop_;
   Writer* writer_;
+  const int choices_;
+  int holding_ = 0;  // choices that called Start
+  rpc::Event all_started_;
   bool busy_ = false;
   rpc::Event free_;
   Histogram* first_token_seconds_;
   const TimePoint start_;
   const v1::Started started_;
-  bool begun_ = false, any_token_ = false;
+  bool abandoned_ = false, any_token_ = false;
 };
 
 /// One choice of a request.

@@ -252,7 +252,7 @@ TEST_F(TinyServiceTest, RefusesBadInput) {
     StatusCode code;
     std::string message;
   } cases[] = {
-      {[](R& r) { r.token_ids.reset(); }, kInvalid, "no input: wanted one of token_ids, text and chat"},
+      {[](R& r) { r.token_ids.reset(); }, kInvalid, "exactly one of token_ids, text and chat"},
       {[](R& r) { r.token_ids->clear(); }, kInvalid, "the prompt has no tokens"},
       {[](R& r) {
          r.token_ids = {{1, -1}};
@@ -271,6 +271,26 @@ TEST_F(TinyServiceTest, RefusesBadInput) {
       {[](R& r) { r.top_p = 0.f; }, kInvalid, "top_p"},
       {[](R& r) { r.top_p = 1.1f; }, kInvalid, "top_p"},
       {[](R& r) { r.top_k = -1; }, kInvalid, "top_k"},
+      {[](R& r) { r.min_p = 1.5f; }, kInvalid, "min_p: wanted a number in [0, 1], got 1.5"},
+      {[](R& r) { r.frequency_penalty = 3.f; }, kInvalid, "frequency_penalty"},
+      {[](R& r) { r.presence_penalty = -3.f; }, kInvalid, "presence_penalty"},
+      {[](R& r) { r.repetition_penalty = 0.f; }, kInvalid, "repetition_penalty"},
+      {[&](R& r) {
+         r.logit_bias = {{vocab, 1.f}};
+       },
+       kInvalid, "logit_bias: wanted a token id in [0, "},
+      {[](R& r) {
+         r.logit_bias = {{1, 1.f}, {1, 2.f}};
+       },
+       kInvalid, "logit_bias of token 1: wanted one, got two"},
+      {[](R& r) { r.min_tokens = 5; }, kInvalid, "min_tokens: wanted at most max_tokens, which is 4, got 5"},
+      {[](R& r) { r.logprobs = -1; }, kInvalid, "logprobs: wanted 0 to 20, got -1"},
+      {[](R& r) { r.prompt_logprobs = 21; }, kInvalid, "prompt_logprobs: wanted 0 to 20, got 21"},
+      {[](R& r) { r.n = 0; }, kInvalid, "n: wanted 1 to 64, got 0"},
+      {[](R& r) { r.n = 65; }, kInvalid, "n: wanted 1 to 64, got 65"},
+      {[](R& r) { r.n = 2, r.resume_tokens = {1}; }, kInvalid, "resume_tokens: wanted none with n of 2"},
+      {[](R& r) { r.stop = {""}; }, kInvalid, "stop[0]"},
+      {[](R& r) { r.stop = {"a"}; }, StatusCode::kFailedPrecondition, "no tokenizer"},
       {[&](R& r) { r.max_tokens = static_cast<int>(context); }, StatusCode::kOutOfRange,
        "more than the context of " + std::to_string(context)},
       {[](R& r) { r.token_ids.reset(), r.text = "hello"; }, StatusCode::kFailedPrecondition, "no tokenizer"},
@@ -357,6 +377,59 @@ TEST(GenerationService, NoRoomForTheKvIsSaidBeforeTheStart) {
   running->Cancel();
   ASSERT_TRUE(served.EventuallyAllFree());
   EXPECT_TRUE(Generate(served.client(), Greedy({1, 2, 3}, 4)).status.ok());
+}
+
+TEST(GenerationService, AllChoicesAreAdmittedOrNone) {
+  Served served(TinyDirectory(), 3);
+  served.Open();
+  GenerateRequest request = Greedy({1, 2, 3}, 30);
+  request.n = 4;
+  const Output refused = Generate(served.client(), request);
+  EXPECT_EQ(refused.status.code, static_cast<int>(StatusCode::kResourceExhausted)) << refused.status.message;
+  EXPECT_TRUE(refused.events.empty());
+  ASSERT_TRUE(served.EventuallyAllFree());
+  request.n = 3;
+  const Output all = Generate(served.client(), request);
+  ASSERT_TRUE(all.status.ok()) << all.status.message;
+  EXPECT_EQ(all.tokens.size(), 90u);
+  int started = 0, finished = 0;
+  for (const Event& event : all.events) {
+    started += event.kind == Event::Kind::kStarted;
+    finished += event.kind == Event::Kind::kFinished;
+  }
+  EXPECT_EQ(started, 1);
+  EXPECT_EQ(finished, 3);
+  ASSERT_TRUE(served.EventuallyAllFree());
+}
+
+TEST(GenerationService, ChoicesAreTheRequestsOfTheirSeeds) {
+  Served served(TinyDirectory());
+  served.Open();
+  GenerateRequest request = Greedy({5, 6, 7, 8}, 25);
+  request.temperature = 1.f;
+  request.seed = 100;
+  request.logprobs = 2;
+  request.prompt_logprobs = 1;
+  request.n = 5;
+  request.frequency_penalty = 0.5f;
+  std::vector<std::vector<int32_t>> tokens(5);
+  std::vector<size_t> logprobs(5);
+  size_t prompt_logprobs = 0;
+  const Output all = Generate(served.client(), request);
+  ASSERT_TRUE(all.status.ok()) << all.status.message;
+  for (const Event& event : all.events) {
+    auto& ids = tokens.at(event.choice);
+    ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+    if (event.kind == Event::Kind::kTokens) logprobs[event.choice] += event.logprobs.size();
+    if (event.kind == Event::Kind::kPromptLogprobs) prompt_logprobs += event.logprobs.size();
+  }
+  EXPECT_EQ(prompt_logprobs, 3u);
+  request.n.reset();
+  for (int i = 0; i < 5; ++i) {
+    request.seed = 100 + i;
+    EXPECT_EQ(Generate(served.client(), request).tokens, tokens[i]) << i;
+    EXPECT_EQ(logprobs[i], 25u);
+  }
 }
 
 /// The shipped checkpoint, loaded once.
