@@ -228,6 +228,7 @@ int InspectCommand(const std::vector<std::string>& words) {
              Range(int64_t{0}, int64_t{1} << 40));
   schema.Add("shards", &shards, "expert shards: 1, 2, 4 or 8", Range(1, kReductionGroups));
   schema.Add("json", &json, "print one JSON object");
+  schema.TakePositional();
   schema.Check([&] {
     return kReductionGroups % shards == 0
                ? OkStatus()

@@ -219,6 +219,8 @@ StatusOr<ParsedArgs> ConfigSchema::Parse(const std::vector<std::string>& words) 
       RETURN_IF_ERROR(ReadFlag(words, &at, &flags));
     }
   }
+  if (!takes_positional_ && !args.positional.empty())
+    return InvalidArgument("unexpected argument \"" + args.positional[0] + "\"");
   // The file first, so that the flags win; but --config itself comes from the flags.
   for (const FlagValue& flag : flags) {
     if (flag.entry->name == "config") RETURN_IF_ERROR(Set(flag.entry, flag.value, "--config"));

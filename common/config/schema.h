@@ -62,6 +62,8 @@ class ConfigSchema {
   void Check(std::function<Status()> check);
   /// Parse fails unless the file or a flag gave it.
   void Require(const std::string& name);
+  /// Words that are neither flags nor their values are the program's to judge; without this Parse refuses them.
+  void TakePositional() { takes_positional_ = true; }
 
   /// INVALID_ARGUMENT names the flag or key, what was given and what is accepted. The same flag twice is an
   /// error.
@@ -99,6 +101,7 @@ class ConfigSchema {
   std::string program_, summary_, config_file_;
   std::vector<Entry> entries_;
   std::vector<std::function<Status()>> checks_;
+  bool takes_positional_ = false;
 };
 
 }  // namespace cachalot

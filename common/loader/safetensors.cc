@@ -276,6 +276,10 @@ Status SafetensorsWriter::Write(const std::string& path) const {
   header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data is aligned in a mapping
   const uint64_t length = header.size();
 
+  // The rename would replace what is no file: root's --output /dev/null would end as a regular file there.
+  struct stat old;
+  if (stat(path.c_str(), &old) == 0 && !S_ISREG(old.st_mode))
+    return FailedPrecondition(path + ": wanted a regular file or a new name, got a device or a directory");
   const std::string temporary = path + ".tmp." + std::to_string(getpid());
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd < 0) return SystemError(errno, temporary);

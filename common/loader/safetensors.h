@@ -79,7 +79,8 @@ class SafetensorsWriter {
   void Add(const std::string& name, std::vector<int64_t> shape, std::span<const int32_t> data);
 
   /// Writes to a temporary name beside `path`, then renames: readers see the old file or the whole new one.
-  /// RESOURCE_EXHAUSTED: disk full; NOT_FOUND: no such directory. The temporary file is removed on error.
+  /// RESOURCE_EXHAUSTED: disk full; NOT_FOUND: no such directory; FAILED_PRECONDITION: a device or a
+  /// directory has that name. The temporary file is removed on error.
   Status Write(const std::string& path) const;
 
  private:

@@ -127,6 +127,8 @@ bool RoleProcess::stopping() const {
 
 int RoleProcess::Exit(const Status& status) const {
   if (status.ok()) return kExitOk;
+  // A wrong flag is found before Init: without a log of ours its message would go to stdout.
+  if (!impl_->thread.joinable()) (void)InitLog(impl_->role, "info");
   LogError(StatusMessage(status));
   return status.code() == StatusCode::kInvalidArgument && !impl_->ready ? kExitUsage : kExitFailed;
 }

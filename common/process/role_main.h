@@ -65,7 +65,8 @@ class RoleProcess {
   bool WaitForStop(TimePoint deadline = TimePoint::max());
   bool stopping() const;
 
-  /// Logs `status` unless OK and gives main's result: kExitUsage for INVALID_ARGUMENT before Ready.
+  /// Logs `status` on stderr unless OK, even when Init was not reached, and gives main's result: kExitUsage for
+  /// INVALID_ARGUMENT before Ready.
   int Exit(const Status& status) const;
 
  private:

@@ -60,7 +60,13 @@ TEST_F(SchemaTest, AbsentMeansDefault) {
   EXPECT_FALSE(schema_.Given("draft"));
 }
 
+TEST_F(SchemaTest, RefusesWordsThatNoFlagTakes) {
+  const auto args = Parse({"--max-batch", "1", "2"});
+  EXPECT_EQ(args.status(), InvalidArgument("unexpected argument \"2\""));
+}
+
 TEST_F(SchemaTest, ReadsEveryKindOfFlag) {
+  schema_.TakePositional();
   const auto args = Parse({"first", "--listen", "0.0.0.0:1", "--numeric-mode=bf16", "--max-batch=64",
                            "--blocks", "-5000000000", "--ratio=0.25", "--no-draft", "--grace-ms=0.5",
                            "--experts=a:1,b:2", "--", "--last"});

@@ -180,6 +180,7 @@ TEST_F(SafetensorsTest, AFailedWriteSaysSoAndLeavesTheOldFile) {
   EXPECT_EQ(files, 1);
 
   EXPECT_EQ(old.Write(directory_ / "no/such/out.safetensors").code(), StatusCode::kNotFound);
+  EXPECT_EQ(old.Write(directory_.path()).code(), StatusCode::kFailedPrecondition) << "a directory";
 }
 
 TEST_F(SafetensorsTest, TheWritersMisuseIsABug) {
