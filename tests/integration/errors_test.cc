@@ -1,0 +1,460 @@
+// Wrong flags, requests and peers, row by row as in docs/errors.md: the exit or gRPC code, and what the
+// message names. Checkpoints: errors_checkpoint_test.cc.
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <netinet/in.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <csignal>
+
+#include "cachalot/v1/cluster.grpc.pb.h"
+#include "tests/integration/cluster_fixture.h"
+#include "tests/support/broken_checkpoint.h"
+#include "tests/support/programs.h"
+
+namespace cachalot::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+constexpr Duration kSettled = std::chrono::seconds(15);
+enum Code { kInvalidArgument = 3, kFailedPrecondition = 9, kOutOfRange = 11, kInternal = 13 };
+
+// --- Command lines ---
+
+struct LineCase {
+  Words argv;
+  int exit;
+  Words says;
+};
+
+TEST(CommandLine, EachMistakeIsNamed) {
+  const std::string tiny = TinyCheckpoint(), nowhere = Programs() / "nowhere";
+  const auto with = [&](const Words& more) { return Generate(tiny, more); };
+  const LineCase cases[] = {
+      {{"cachalot"}, kUsage, {"usage: cachalot COMMAND"}},
+      {{"cachalot", "generat"}, kUsage, {"unknown command \"generat\""}},
+      {with({"--idz", "1"}), kUsage, {"unknown flag --idz (did you mean ids?)"}},
+      {with({"--ids", "1", "--ids", "2"}), kUsage, {"--ids is given twice"}},
+      {with({"--ids", "1,", "2"}), kUsage, {"unexpected argument \"2\""}},
+      {with({"--ids"}), kUsage, {"--ids needs a value (text)"}},
+      {with({"--ids", "1", "--config", nowhere}), kUsage, {"--config: cannot read '" + nowhere}},
+      {with({}), kUsage, {"give exactly one of --ids, --ids-file, --prompt and --chat"}},
+      {with({"--ids", "1", "--prompt", "x"}), kUsage, {"give exactly one of --ids, --ids-file, --prompt"}},
+      {with({"--ids", "1", "--ids-file", nowhere}), kUsage, {"give one of --ids and --ids-file, not both"}},
+      {with({"--ids-file", nowhere}), kFailed, {"--ids-file " + nowhere + ": cannot be read"}},
+      {with({"--ids", "1,x"}), kUsage, {"--ids: \"x\" is no token id"}},
+      {with({"--ids", "1", "--router", "127.0.0.1:1"}), kUsage, {"exactly one of --model DIR and --router"}},
+      {{"cachalot", "generate", "--ids", "1"}, kUsage, {"exactly one of --model DIR and --router HOST:PORT"}},
+      {{"cachalot", "generate", "--router", "127.0.0.1:1", "--ids", "1"},
+       kFailed,
+       {"127.0.0.1:1", "refused"}},
+      {with({"--ids", "1", "--max-tokens", "three"}),
+       kUsage,
+       {"--max-tokens: expected an integer, got 'three'"}},
+      {with({"--ids", "1", "--max-tokens", "0"}), kUsage, {"--max-tokens: expected 1 to 1048576, got 0"}},
+      {with({"--ids", "1", "--mode", "fast"}), kUsage, {"--mode: expected one of exact,bf16, got 'fast'"}},
+      {with({"--ids", "1", "--temperature", "-1"}), kUsage, {"--temperature: expected 0 to 100, got -1"}},
+      {with({"--ids", "1", "--temperature", "nan"}), kUsage, {"--temperature: expected a number, got 'nan'"}},
+      {with({"--ids", "1", "--top-p", "0"}), kUsage, {"top_p: wanted a number in (0, 1], got 0"}},
+      {with({"--ids", "1,512"}), kUsage, {"token id 512 is not in [0, 512)"}},
+      {with({"--ids", "1,2", "--max-tokens", "4095"}), kFailed, {"4097 tokens exceed the context of 4096"}},
+      {with({"--prompt", "Hello"}), kFailed, {"no tokenizer.json: give --ids instead of text"}},
+      {Generate(DemoDirectory(), {"--prompt", "ab\xff"}), kUsage, {"not valid UTF-8 at byte 2"}},
+      {Generate(DemoDirectory(), {"--chat", "ab\xc3"}),
+       kUsage,
+       {"message 0 (user) is not valid UTF-8 at byte 2"}},
+      {Generate(nowhere), kFailed, {nowhere}},
+      {{"cachalot", "logits", "--model", tiny, "--ids", "1"}, kUsage, {"--output is required"}},
+      {{"cachalot", "logits", "--model", tiny, "--ids", "1,2", "--decode", "2", "--output", nowhere},
+       kUsage,
+       {"--decode 2: at least one of the 2 ids must be the prompt"}},
+      {{"cachalot", "logits", "--model", tiny, "--ids", "1", "--output", nowhere + "/x"},
+       kFailed,
+       {nowhere, "No such file or directory"}},
+      {{"cachalot", "logits", "--model", tiny, "--ids", "1", "--output", "/dev/null"},
+       kFailed,
+       {"/dev/null: wanted a regular file or a new name"}},
+      {{"cachalot", "serve"}, kUsage, {"--model is required"}},
+      {{"cachalot", "serve", "--model", nowhere, "--listen", "127.0.0.1:0"}, kFailed, {nowhere}},
+      {{"cachalot", "serve", "--model", tiny, "--listen", "nonsense"},
+       kUsage,
+       {"nonsense: expected host:port"}},
+      {{"cachalot", "serve", "--model", tiny, "--log-level", "loud"}, kUsage, {"--log-level", "got 'loud'"}},
+      {{"cachalot", "up", "--model", tiny, "--expert-shards", "3"}, kUsage, {"wanted 0, 1, 2, 4 or 8"}},
+      {{"cachalot", "up", "--model", nowhere}, kFailed, {nowhere, "exited with code 1 before it was ready"}},
+      {{"cachalot-prefill", "--model", tiny}, kUsage, {"--experts is required"}},
+      {{"cachalot-decode", "--experts", "local"}, kUsage, {"--model is required"}},
+      {{"cachalot-decode", "--model", tiny, "--experts", "local", "--window", "1"},
+       kUsage,
+       {"--window: expected 32 to 1048576, got 1"}},
+      {{"cachalot-expert", "--model", tiny, "--shard", "0/3"},
+       kUsage,
+       {"shard \"0/3\": wanted i/N", "1, 2, 4, 8"}},
+      {{"cachalot-expert", "--model", tiny, "--shard", "8/8"},
+       kUsage,
+       {"shard \"8/8\": wanted i/N with i in [0, N)"}},
+      {{"cachalot-router", "--prefill", "127.0.0.1:1"}, kUsage, {"--decode is required"}},
+  };
+  for (const LineCase& line : cases) {
+    std::string text;
+    for (const std::string& word : line.argv) text += word + " ";
+    SCOPED_TRACE(text);
+    ExpectFails(line.argv, line.exit, line.says);
+  }
+  EXPECT_THAT(RunningWith(nowhere), IsEmpty());
+}
+
+/// A port of loopback that this process listens on.
+class HeldPort {
+ public:
+  HeldPort() : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(listen(fd_, 1), 0);
+    EXPECT_EQ(getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    port_ = std::to_string(ntohs(address.sin_port));
+  }
+  ~HeldPort() { close(fd_); }
+  const std::string& port() const { return port_; }
+  std::string address() const { return "127.0.0.1:" + port_; }
+
+ private:
+  const int fd_;
+  std::string port_;
+};
+
+TEST(Port, InUseEndsEveryServer) {
+  const HeldPort held;
+  const std::string tiny = TinyCheckpoint();
+  for (const char* flag : {"--listen", "--metrics-listen"}) {
+    const Words servers[] = {{"cachalot", "serve", "--model", tiny},
+                             {"cachalot-prefill", "--model", tiny, "--experts", "local"},
+                             {"cachalot-decode", "--model", tiny, "--experts", "local"},
+                             {"cachalot-expert", "--model", tiny, "--shard", "0/1"},
+                             {"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1"}};
+    for (Words argv : servers) {
+      SCOPED_TRACE(argv[0] + " " + flag);
+      argv.insert(argv.end(), {flag, held.address()});
+      if (flag == std::string("--metrics-listen")) argv.insert(argv.end(), {"--listen", "127.0.0.1:0"});
+      ExpectFails(argv, kFailed, {held.address() + ": Address already in use"});
+    }
+  }
+  ExpectFails({"cachalot", "up", "--model", tiny, "--grpc-port", held.port()}, kFailed,
+              {held.address() + ": Address already in use", "cachalot-router exited with code 1"});
+  EXPECT_THAT(RunningWith(held.address()), IsEmpty());
+}
+
+// --- A full disk ---
+
+TEST(Disk, FullLeavesAnErrorAndNoFile) {
+  const Programs folder;
+  const std::string disk = folder / "disk", file = disk + "/logits.safetensors";
+  std::filesystem::create_directory(disk);
+  const Words argv = {"cachalot",   "logits",       "--model",  TinyCheckpoint(),
+                      "--ids-file", folder / "ids", "--output", file};
+  std::string ids;  // 100 rows of 512 floats: 200 KiB
+  for (int i = 0; i < 100; ++i) ids += std::to_string(i) + ",";
+  WriteText(folder / "ids", ids);
+  if (mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=64k") == 0) {
+    ExpectFails(argv, kFailed, {file + ": write: No space left on device"});
+    EXPECT_THAT(std::filesystem::directory_iterator(disk),
+                ::testing::Eq(std::filesystem::directory_iterator()));
+    EXPECT_EQ(umount2(disk.c_str(), MNT_DETACH), 0);
+  }
+  // Without the right to mount: a limit on the size of files, which the child takes over.
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{64 << 10, before.rlim_max};
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  ExpectFails(argv, kFailed, {file + ": write: File too large"});
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_TRUE(std::filesystem::is_empty(disk));
+}
+
+// --- Requests ---
+
+struct RequestCase {
+  const char* name;
+  std::function<void(client::GenerateRequest&)> spoil;
+  int code;
+  Words says;
+};
+
+void ExpectRefused(client::Client& client, const client::GenerateRequest& good, const RequestCase& wrong) {
+  SCOPED_TRACE(wrong.name);
+  client::GenerateRequest request = good;
+  wrong.spoil(request);
+  const Output output = Ask(client, request);
+  EXPECT_EQ(output.status.code, wrong.code) << output.status.message;
+  EXPECT_THAT(output.ids, IsEmpty());
+  ExpectSays(output.status.message, wrong.says);
+}
+
+TEST(Request, WrongOnesAreRefusedAndTheClusterGoesOn) {
+  const auto cluster = MustStart({.model = DemoDirectory()});
+  ASSERT_TRUE(cluster);
+  client::Client client(cluster->router());
+  const RequestCase cases[] = {
+      {"id out of the vocabulary",
+       [](auto& r) {
+         r.token_ids = {{1, 4096}};
+       },
+       kInvalidArgument,
+       {"token_ids[1] is 4096", "[0, 4096)"}},
+      {"negative id", [](auto& r) { r.token_ids = {{-1}}; }, kInvalidArgument, {"token_ids[0] is -1"}},
+      {"no ids", [](auto& r) { r.token_ids.emplace(); }, kInvalidArgument, {"the prompt has no tokens"}},
+      {"no input",
+       [](auto& r) { r.token_ids.reset(); },
+       kInvalidArgument,
+       {"one of token_ids, text and chat"}},
+      {"two inputs", [](auto& r) { r.text = "x"; }, kInvalidArgument, {"one of token_ids, text and chat"}},
+      {"prompt over the limit",
+       [](auto& r) { r.token_ids.emplace(9000, 5); },
+       kOutOfRange,
+       {"9000 tokens", "context of 8192"}},
+      {"prompt and output over the limit",
+       [](auto& r) { r.max_tokens = 8192; },
+       kOutOfRange,
+       {"max_tokens is 8192", "context of 8192"}},
+      {"max_tokens 0",
+       [](auto& r) { r.max_tokens = 0; },
+       kInvalidArgument,
+       {"max_tokens is 0, wanted at least 1"}},
+      {"temperature < 0",
+       [](auto& r) { r.temperature = -1.f; },
+       kInvalidArgument,
+       {"temperature: wanted a finite"}},
+      {"temperature NaN",
+       [](auto& r) { r.temperature = NAN; },
+       kInvalidArgument,
+       {"temperature:", "got nan"}},
+      {"top_k < 0", [](auto& r) { r.top_k = -1; }, kInvalidArgument, {"top_k: wanted a number >= 0, got -1"}},
+      {"top_p 0",
+       [](auto& r) { r.top_p = 0.f; },
+       kInvalidArgument,
+       {"top_p: wanted a number in (0, 1], got 0"}},
+      {"top_p > 1",
+       [](auto& r) { r.top_p = 1.5f; },
+       kInvalidArgument,
+       {"top_p: wanted a number in (0, 1], got 1.5"}},
+      {"min_p > 1",
+       [](auto& r) { r.min_p = 2.f; },
+       kInvalidArgument,
+       {"min_p: wanted a number in [0, 1], got 2"}},
+      {"frequency_penalty",
+       [](auto& r) { r.frequency_penalty = 3.f; },
+       kInvalidArgument,
+       {"frequency_penalty:", "3"}},
+      {"repetition_penalty 0",
+       [](auto& r) { r.repetition_penalty = 0.f; },
+       kInvalidArgument,
+       {"repetition_penalty:"}},
+      {"logit_bias of no token",
+       [](auto& r) {
+         r.logit_bias = {{4096, 1.f}};
+       },
+       kInvalidArgument,
+       {"logit_bias: wanted a token id in [0, 4096), got 4096"}},
+      {"n 0", [](auto& r) { r.n = 0; }, kInvalidArgument, {"n: wanted 1 to", "got 0"}},
+      {"stop id",
+       [](auto& r) { r.stop_token_ids = {5000}; },
+       kInvalidArgument,
+       {"stop_token_ids[0] is 5000"}},
+      // gRPC refuses the message before any code of ours sees it.
+      {"text that is no UTF-8", [](auto& r) { r.token_ids.reset(), r.text = "ab\xff"; }, kInternal, {}},
+  };
+  for (const RequestCase& wrong : cases) ExpectRefused(client, IdsRequest({5, 6}, 4, 0, 1), wrong);
+  client::GenerateRequest chat = ChatRequest("Genesis 1:1");
+  chat.chat[0].role = "wizard";
+  const client::Status role = Ask(client, chat).status;
+  EXPECT_EQ(role.code, kInvalidArgument);
+  ExpectSays(role.message, {"message 0", "wizard"});
+  const Status held = cluster->WaitNothingHeld(kSettled);
+  EXPECT_TRUE(held.ok()) << held;
+  EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text,
+            "In the beginning God created the heaven and the earth.");
+}
+
+TEST(Request, TextWithoutATokenizerIsRefused) {
+  const auto cluster = MustStart({.model = TinyCheckpoint(), .expert_shards = 0});
+  ASSERT_TRUE(cluster);
+  client::Client client(cluster->router());
+  const RequestCase cases[] = {{"text",
+                                [](auto& r) { r.token_ids.reset(), r.text = "Hello"; },
+                                kFailedPrecondition,
+                                {"no tokenizer: send token_ids"}},
+                               {"chat",
+                                [](auto& r) {
+                                  r.token_ids.reset(), r.chat = {{"user", "Hello"}};
+                                },
+                                kFailedPrecondition,
+                                {"no tokenizer: send token_ids"}},
+                               {"stop string",
+                                [](auto& r) { r.stop = {"end"}; },
+                                kFailedPrecondition,
+                                {"no tokenizer: give stop_token_ids"}}};
+  for (const RequestCase& wrong : cases) ExpectRefused(client, IdsRequest({5, 6}, 4, 0, 1), wrong);
+  EXPECT_EQ(Ask(client, IdsRequest({5, 6}, 4, 0, 1)).ids.size(), 4u);
+  EXPECT_TRUE(cluster->WaitNothingHeld(kSettled).ok());
+}
+
+TEST(Weights, NanLogitsAreAnErrorAndNeverAToken) {
+  constexpr int kBad = 300;
+  BrokenCheckpoint checkpoint;
+  checkpoint.Tensors([](auto& t) { PutNans(t.at("model.embed_tokens.weight"), kBad * 64, 64); });
+  ExpectFails(Generate(checkpoint.path(), {"--ids", "1,300"}), kFailed, {"wanted a number, got", "nan"});
+  const auto cluster = MustStart({.model = checkpoint.path()});
+  const auto embedded = MustLoad(TinyCheckpoint());
+  ASSERT_TRUE(cluster && embedded);
+  client::Client client(cluster->router());
+  const auto good = IdsRequest({5, 6, 7}, 4, 0, 1);
+  for (const std::vector<int32_t>& ids : {std::vector<int32_t>{kBad}, std::vector<int32_t>{5, kBad, 6}}) {
+    for (const float temperature : {0.f, 1.f}) {
+      const Output output = Ask(client, IdsRequest(ids, 4, temperature, 1));
+      EXPECT_EQ(output.status.code, kInternal) << output.status.message;
+      EXPECT_THAT(output.status.message, HasSubstr("nan"));
+      EXPECT_THAT(output.ids, IsEmpty());
+    }
+    EXPECT_TRUE(cluster->WaitNothingHeld(kSettled).ok());
+    EXPECT_EQ(Ask(client, good).ids, EmbeddedTokens(*embedded, good)) << "after the error";
+  }
+}
+
+// --- Peers ---
+
+/// Says of itself what it is told to.
+class FakePeer final : public v1::Cluster::Service {
+ public:
+  explicit FakePeer(v1::Description description) : description_(std::move(description)) {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~FakePeer() override { server_->Shutdown(std::chrono::system_clock::now()); }
+  grpc::Status Describe(grpc::ServerContext*, const v1::DescribeRequest*, v1::Description* out) override {
+    *out = description_;
+    return grpc::Status::OK;
+  }
+  std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
+
+ private:
+  const v1::Description description_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+/// A worker that serves until the end of the test.
+struct Server {
+  explicit Server(const Words& argv) : process(programs.Start(argv)) {
+    const auto ready = process->WaitReady(std::chrono::steady_clock::now() + kSettled);
+    EXPECT_TRUE(ready.ok()) << ready.status() << ReadText(programs.log());
+    address = ready.value_or("");
+  }
+  Programs programs;
+  std::unique_ptr<ChildProcess> process;
+  std::string address;
+};
+
+Words Expert(const std::string& model, const std::string& shard) {
+  return Worker("cachalot-expert", model, {"--shard", shard});
+}
+
+TEST(Peer, AWorkerRefusesExpertsThatDifferAndNamesTheField) {
+  const std::string tiny = TinyCheckpoint();
+  const Server expert(Expert(tiny, "0/1"));
+  const auto described = ProcessCluster::Describe(expert.address);
+  ASSERT_TRUE(described.ok()) << described.status();
+  const struct {
+    const char* field;
+    std::function<void(v1::Compat&)> change;
+  } cases[] = {{"weights", [](auto& c) { c.set_weights("other"); }},
+               {"protocol", [](auto& c) { c.set_protocol(c.protocol() + 2); }},
+               {"state_format", [](auto& c) { c.set_state_format(c.state_format() + 1); }},
+               {"mode", [](auto& c) { c.set_mode("other"); }},
+               {"kv_layout", [](auto& c) { c.set_kv_layout("other"); }},
+               {"reduction_groups", [](auto& c) { c.set_reduction_groups(16); }},
+               {"numerics", [](auto& c) { c.set_numerics("other"); }}};
+  for (const auto& wrong : cases) {
+    v1::Description description = *described;
+    wrong.change(*description.mutable_compat());
+    const FakePeer peer(description);
+    for (const char* worker : {"cachalot-prefill", "cachalot-decode"}) {
+      SCOPED_TRACE(std::string(worker) + " " + wrong.field);
+      ExpectFails(Worker(worker, tiny, {"--experts", peer.address()}), kFailed,
+                  {"expert service " + peer.address() + " is not compatible: " + wrong.field + " is ",
+                   "run all roles with the same checkpoint, mode and back end"});
+    }
+  }
+  v1::Description description = *described;
+  description.set_role(v1::ROLE_DECODE);
+  const FakePeer peer(description);
+  ExpectFails(Worker("cachalot-prefill", tiny, {"--experts", peer.address()}), kFailed,
+              {peer.address() + " is no expert service but ROLE_DECODE"});
+}
+
+TEST(Peer, RealOnesOfOtherWeightsOrModeAreRefused) {
+  const std::string tiny = TinyCheckpoint();
+  BrokenCheckpoint other;
+  other.Tensors([](auto& t) { t.at("head.weight").bytes[0] ^= 1; });
+  const Server weights(Expert(other.path(), "0/1"));
+  ExpectFails(Worker("cachalot-decode", tiny, {"--experts", weights.address}), kFailed,
+              {"not compatible: weights"});
+  Words bf16 = Expert(tiny, "0/1");
+  bf16.insert(bf16.end(), {"--mode", "bf16"});
+  const Server mode(bf16);
+  ExpectFails(Worker("cachalot-decode", tiny, {"--experts", mode.address}), kFailed,
+              {"not compatible: mode is \"bf16\" there, \"exact\" here"});
+}
+
+TEST(Peer, ARouterUsesNoWorkersThatDiffer) {
+  BrokenCheckpoint other;
+  other.Tensors([](auto& t) { t.at("head.weight").bytes[0] ^= 1; });
+  const Server decode(Worker("cachalot-decode", TinyCheckpoint(), {"--experts", "local"}));
+  const Server prefill(Worker("cachalot-prefill", other.path(), {"--experts", "local"}));
+  Programs programs;
+  const auto router = programs.Start({"cachalot-router", "--listen", "127.0.0.1:0", "--prefill",
+                                      prefill.address, "--decode", decode.address, "--die-with-parent"});
+  ASSERT_TRUE(router);
+  EXPECT_TRUE(programs.WaitLogged(*router, " is not compatible: weights is "));
+  EXPECT_TRUE(router->Running()) << "the right worker may still come";
+  router->Signal(SIGTERM);
+  const Ended ended = programs.End(*router);
+  EXPECT_EQ(ended.exit.code, 0);
+  EXPECT_THAT(ended.out, Not(HasSubstr("ready")));
+}
+
+TEST(Shards, ThatDoNotCoverTheExpertsOnceAreRefused) {
+  const std::string tiny = TinyCheckpoint();
+  const Server first(Expert(tiny, "0/2")), again(Expert(tiny, "0/2")), quarter(Expert(tiny, "3/4"));
+  const LineCase cases[] = {
+      {{first.address}, kFailed, {"no expert service for shard 1 of 2; 1 given"}},
+      {{first.address + "," + first.address},
+       kFailed,
+       {"expert service " + first.address + " is given twice"}},
+      {{first.address + "," + again.address}, kFailed, {"two expert services for one shard", again.address}},
+      {{first.address + "," + quarter.address},
+       kFailed,
+       {"expert services of different layouts", "shard 3/4"}}};
+  for (const LineCase& wrong : cases) {
+    SCOPED_TRACE(wrong.says[0]);
+    for (const char* worker : {"cachalot-prefill", "cachalot-decode"})
+      ExpectFails(Worker(worker, tiny, {"--experts", wrong.argv[0]}), wrong.exit, wrong.says);
+  }
+}
+
+}  // namespace
+}  // namespace cachalot::testing
