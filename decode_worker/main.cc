@@ -1,5 +1,6 @@
 // cachalot-decode: holds the KV of running sequences and streams their tokens to routers.
 
+#include <algorithm>
 #include <cstdio>
 
 #include "common/base/log.h"
@@ -58,6 +59,12 @@ void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("die-with-parent", &config->die_with_parent, "end when the parent process does");
   schema.Require("model");
   schema.Require("experts");
+  schema.Check([config] {
+    const bool local = std::find(config->experts.begin(), config->experts.end(), "local") != config->experts.end();
+    return local && config->experts.size() > 1
+               ? InvalidArgument("--experts: local stands alone, or give the addresses of expert services")
+               : OkStatus();
+  });
 }
 
 DecodeServerOptions ServerOptionsOf(const Config& config) {

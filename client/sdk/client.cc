@@ -225,7 +225,10 @@ Status Client::Logits(const std::vector<int32_t>& ids, int decode, int max_chunk
     std::memcpy(values.data(), response.values().data(), values.size() * sizeof(float));
     rows(response.first_row(), response.rows(), values.data());
   }
-  return FromGrpc(reader->Finish());
+  const grpc::Status status = reader->Finish();
+  if (status.error_code() == grpc::StatusCode::UNIMPLEMENTED)
+    return {status.error_code(), "the router does not give logits: run all roles with --debug-logits"};
+  return FromGrpc(status);
 }
 
 }  // namespace cachalot::client

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cerrno>
 #include <cstring>
 
@@ -84,6 +85,10 @@ Status Server::ProbeAddress() const {
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
   const std::string port = options_.listen.substr(colon + 1);
   if (host.empty() || port.empty()) return InvalidArgument(what + "expected host:port or unix:path");
+  int number = 0;  // the system would take it modulo 65536
+  const auto [end, wrong] = std::from_chars(port.data(), port.data() + port.size(), number);
+  if (wrong != std::errc() || end != port.data() + port.size() || number < 0 || number > 65535)
+    return InvalidArgument(what + "the port is \"" + port + "\", wanted 0 to 65535");
   addrinfo hints{};
   hints.ai_flags = AI_PASSIVE;
   hints.ai_socktype = SOCK_STREAM;
