@@ -8,6 +8,7 @@
 #include <random>
 
 #include "common/kv/transfer_frame.h"
+#include "hwy/targets.h"
 #include "tests/common/model/test_engine.h"
 #include "tests/support/oracle.h"
 
@@ -113,6 +114,22 @@ TEST_P(Invariance, EveryBoundaryOfPrefillAndDecode) {
     SequenceKv longer = engine.NewSequence(n + 3);
     engine.Run(longer, std::span(ids).first(n + 3), n + 3);
     ASSERT_EQ(AllRows(at_once), AllRows(longer)) << "decode behind " << n;
+  }
+}
+
+/// The whole model on both instruction sets of the `cpu` back end.
+TEST_P(Invariance, Avx2AndAvx512GiveTheSameBits) {
+  if (!kernels::CpuKernels()) GTEST_SKIP() << "no AVX2";
+  const auto ids = RandomIds(300, 3);
+  for (const std::string& directory : testing::OracleDirectories()) {
+    TestEngine engine(directory, *kernels::CpuKernels(GetParam()));
+    SequenceKv best = engine.NewSequence(300), avx2 = engine.NewSequence(300);
+    const auto want = engine.Run(best, ids, 64);
+    hwy::SetSupportedTargetsForTest(HWY_AVX2);
+    const auto got = engine.Run(avx2, ids, 64);
+    hwy::SetSupportedTargetsForTest(0);
+    EXPECT_EQ(want, got) << directory;
+    EXPECT_EQ(AllRows(best), AllRows(avx2)) << directory;
   }
 }
 
