@@ -21,6 +21,8 @@ using Keys = std::initializer_list<const char*>;
 // Bounds on one dimension, far above any real model: products of two of them stay far from overflowing int64.
 constexpr int64_t kMaxDimension = 1 << 24;
 constexpr int64_t kMaxLayers = 1024, kMaxPosition = int64_t{1} << 40;
+// And on a real number: it and the RoPE frequencies made of it stay finite and above 0 in fp32.
+constexpr double kLeastReal = 1e-12, kMostReal = 1e15;
 
 /// Typed look-ups with defaults. The first refusal is kept in `status` and makes every later call return its
 /// default, so that the list of fields below stays a list.
@@ -68,16 +70,18 @@ class FieldReader {
     return fallback;
   }
 
-  /// A finite number > `above`, or >= it if `or_equal`.
+  /// A number > `above`, or >= it if `or_equal`, that is 0 or in [kLeastReal, kMostReal].
   double Real(Keys keys, double fallback, double above, bool or_equal = false) {
     std::string key;
     const Json* value = Find(keys, &key);
     if (!value) return fallback;
     if (value->is_number()) {
       const double x = value->get<double>();
-      if (std::isfinite(x) && (x > above || (or_equal && x == above))) return x;
+      const bool sized = x == 0 || (x >= kLeastReal && x <= kMostReal);
+      if (sized && (x > above || (or_equal && x == above))) return x;
     }
-    Refuse(key, std::string("a number ") + (or_equal ? ">= " : "> ") + Json(above).dump(), value->dump());
+    Refuse(key, std::string("a number ") + (or_equal ? ">= " : "> ") + Json(above).dump() + " in fp32's reach",
+           value->dump());
     return fallback;
   }
 

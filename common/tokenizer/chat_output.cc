@@ -180,9 +180,11 @@ ChatOutputParser::Step ChatOutputParser::ParameterHead() {
     end = found;
     is_string_ = flag == "\" string=\"true\">";
   }
-  // A name without an end would be searched again at every push.
-  if (end > kMaxNameBytes && head.size() > kMaxNameBytes + 32) return Step::kBad;
-  if (end == std::string::npos) return Step::kMore;
+  // A name without an end would be searched again at every push. Where it has one the answer may not depend on how much
+  // text came with it.
+  const bool ended = end != std::string::npos;
+  if (end > kMaxNameBytes && (ended || head.size() > kMaxNameBytes + 32)) return Step::kBad;
+  if (!ended) return Step::kMore;
   parameter_ = head.substr(kName.size(), end - kName.size());
   for (const auto& [name, value] : parameters_) {
     if (name == parameter_) return Step::kBad;

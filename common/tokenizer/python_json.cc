@@ -254,6 +254,13 @@ void DumpTo(const PythonJson& value, std::string* out) {
 
 }  // namespace
 
+PythonJson::PythonJson() = default;
+PythonJson::PythonJson(const PythonJson&) = default;
+PythonJson::PythonJson(PythonJson&&) noexcept = default;
+PythonJson& PythonJson::operator=(const PythonJson&) = default;
+PythonJson& PythonJson::operator=(PythonJson&&) noexcept = default;
+PythonJson::~PythonJson() = default;
+
 StatusOr<PythonJson> PythonJson::Parse(std::string_view text) {
   if (const size_t at = FindInvalidUtf8(text); at != std::string_view::npos) {
     return InvalidArgument("not valid UTF-8 at byte " + std::to_string(at) + "; send UTF-8");

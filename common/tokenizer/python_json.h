@@ -20,6 +20,14 @@ struct PythonJson {
   std::vector<PythonJson> items;
   std::vector<std::pair<std::string, PythonJson>> members;  // a repeated key has its first place, last value
 
+  // Defined in the .cc: inside the class clang would need the pair of `members` complete for them.
+  PythonJson();
+  PythonJson(const PythonJson&);
+  PythonJson(PythonJson&&) noexcept;
+  PythonJson& operator=(const PythonJson&);
+  PythonJson& operator=(PythonJson&&) noexcept;
+  ~PythonJson();
+
   /// json.loads, which also takes NaN and Infinity. InvalidArgument with the byte offset; also for half a
   /// surrogate pair (no UTF-8 can hold it), for invalid UTF-8 and for more than 500 levels.
   static StatusOr<PythonJson> Parse(std::string_view text);
