@@ -66,11 +66,15 @@ int Main(const char* tokenizer_path, const char* text_path, int rounds) {
     best = std::min(best, ThreadSeconds() - begin);
   }
   std::printf("mb_per_s %.3f\ntokens %zu\n", static_cast<double>(text.size()) / best / 1e6, tokens);
+  double per_byte = 0;  // of the shortest run
   for (const size_t length : {250'000, 500'000, 1'000'000, 2'000'000}) {
     const std::string run(length, 'a');
     const double begin = ThreadSeconds();
     const bool ok = (*tokenizer)->Encode(run, false).ok();
-    std::printf("one_letter_%zu_s %.3f%s\n", length, ThreadSeconds() - begin, ok ? "" : " refused");
+    const double seconds = ThreadSeconds() - begin;
+    if (per_byte == 0) per_byte = seconds / static_cast<double>(length);
+    std::printf("one_letter_%zu_s %.3f, a byte %.2f x the first's%s\n", length, seconds,
+                seconds / static_cast<double>(length) / per_byte, ok ? "" : " refused");
   }
   return 0;
 }

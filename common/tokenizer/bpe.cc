@@ -1,6 +1,7 @@
 #include "common/tokenizer/bpe.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -49,6 +50,25 @@ Status CheckOptions(const Json& model, const std::string& file) {
     return refuse("dropout", "null (encoding must not be random)");
   }
   return OkStatus();
+}
+
+/// Sorts what is made of ascending runs: linear for a bounded number of them. `starts` is room for it.
+void MergeRuns(std::vector<uint32_t>* values, std::vector<uint32_t>* starts) {
+  starts->assign(1, 0);
+  for (uint32_t i = 1; i < values->size(); ++i) {
+    if ((*values)[i] < (*values)[i - 1]) starts->push_back(i);
+  }
+  const auto at = [&](size_t run) {
+    return run < starts->size() ? values->begin() + (*starts)[run] : values->end();
+  };
+  while (starts->size() > 1) {
+    size_t kept = 0;
+    for (size_t run = 0; run < starts->size(); run += 2) {
+      if (run + 1 < starts->size()) std::inplace_merge(at(run), at(run + 1), at(run + 2));
+      (*starts)[kept++] = (*starts)[run];
+    }
+    starts->resize(kept);
+  }
 }
 
 }  // namespace
@@ -133,35 +153,63 @@ void Bpe::Propose(uint32_t left, Scratch* scratch) const {
   const auto& symbols = scratch->symbols_;
   const uint32_t right = symbols[left].next;
   if (right == kNone) return;
-  const int32_t left_id = symbols[left].id, right_id = symbols[right].id;
-  const MergeTable::Merge merge = merges_.Find(left_id, right_id);
+  const MergeTable::Merge merge = merges_.Find(symbols[left].id, symbols[right].id);
   if (merge.rank == MergeTable::kNoMerge) return;
-  scratch->heap_.push_back({merge.rank, left, left_id, right_id, merge.merged});
+  uint32_t& place = scratch->bucket_of_rank_[merge.rank];
+  if (place == kNone) {
+    if (scratch->free_.empty()) {
+      scratch->free_.push_back(static_cast<uint32_t>(scratch->buckets_.size()));
+      scratch->buckets_.emplace_back();
+    }
+    place = scratch->free_.back();
+    scratch->free_.pop_back();
+    auto& bucket = scratch->buckets_[place];
+    bucket.left = symbols[left].id;
+    bucket.right = symbols[right].id;
+    bucket.merged = merge.merged;
+    scratch->ranks_.push_back(merge.rank);
+    std::push_heap(scratch->ranks_.begin(), scratch->ranks_.end(), std::greater<>());
+  }
+  scratch->buckets_[place].at.push_back(left);
+}
+
+void Bpe::Join(uint32_t at, int32_t merged, Scratch* scratch) const {
+  auto& symbols = scratch->symbols_;
+  auto& left = symbols[at];
+  symbols[left.next].id = -1;
+  left.id = merged;
+  left.next = symbols[left.next].next;
+  if (left.next != kNone) symbols[left.next].previous = at;
+  if (left.previous != kNone) Propose(left.previous, scratch);
+  Propose(at, scratch);
 }
 
 void Bpe::MergeAll(Scratch* scratch) const {
-  auto& symbols = scratch->symbols_;
-  auto& heap = scratch->heap_;
-  const auto later = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {
-    return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
-  };
-  std::make_heap(heap.begin(), heap.end(), later);
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), later);
-    const Scratch::Candidate best = heap.back();
-    heap.pop_back();
-    Scratch::Symbol& left = symbols[best.at];
-    // Symbols only grow, so equal ids mean that neither side has changed since the proposal.
-    if (left.id != best.left || left.next == kNone || symbols[left.next].id != best.right) continue;
-    symbols[left.next].id = -1;
-    left.id = best.merged;
-    left.next = symbols[left.next].next;
-    if (left.next != kNone) symbols[left.next].previous = best.at;
-    for (const uint32_t changed : {left.previous, best.at}) {
-      if (changed == kNone) continue;
-      const size_t before = heap.size();
-      Propose(changed, scratch);
-      if (heap.size() > before) std::push_heap(heap.begin(), heap.end(), later);
+  const auto& symbols = scratch->symbols_;
+  auto& ranks = scratch->ranks_;
+  auto& current = scratch->current_;
+  while (!ranks.empty()) {
+    std::pop_heap(ranks.begin(), ranks.end(), std::greater<>());
+    const uint32_t rank = ranks.back();
+    ranks.pop_back();
+    const uint32_t place = std::exchange(scratch->bucket_of_rank_[rank], kNone);
+    auto& bucket = scratch->buckets_[place];
+    const int32_t left = bucket.left, right = bucket.right, merged = bucket.merged;
+    current.swap(bucket.at);
+    bucket.at.clear();
+    scratch->free_.push_back(place);
+    MergeRuns(&current, &scratch->runs_);
+    for (size_t i = 0; i < current.size(); ++i) {
+      const uint32_t at = current[i];
+      // Symbols only grow, so equal ids mean that neither side has changed since the proposal.
+      if (symbols[at].id != left || symbols[at].next == kNone || symbols[symbols[at].next].id != right) continue;
+      Join(at, merged, scratch);
+      if (ranks.empty() || ranks.front() > rank) continue;
+      // Only where a merge comes before one that makes a side of it.
+      for (size_t rest = i + 1; rest < current.size(); ++rest) {
+        if (symbols[current[rest]].id == left) Propose(current[rest], scratch);
+      }
+      break;
     }
   }
 }
@@ -215,7 +263,7 @@ void Bpe::EncodeLong(std::string_view piece, Scratch* scratch, std::vector<int32
   const uint32_t count = static_cast<uint32_t>(piece.size());
   auto& symbols = scratch->symbols_;
   symbols.resize(count);
-  scratch->heap_.clear();
+  if (scratch->bucket_of_rank_.size() != merges_.ranks()) scratch->bucket_of_rank_.assign(merges_.ranks(), kNone);
   for (uint32_t i = 0; i < count; ++i) {
     symbols[i] = {byte_id_[static_cast<unsigned char>(piece[i])], i == 0 ? kNone : i - 1,
                   i + 1 == count ? kNone : i + 1};

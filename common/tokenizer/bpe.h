@@ -27,12 +27,17 @@ class Bpe {
       int32_t id;  // -1: merged into its left neighbour
       uint32_t previous, next;
     };
-    struct Candidate {
-      uint32_t rank, at;  // `at`: index of the left symbol
+    // Where one pair was seen. Pairs and ranks correspond, so a rank has one bucket.
+    struct Bucket {
       int32_t left, right, merged;
+      std::vector<uint32_t> at;  // indices of left symbols, in a few ascending runs
     };
     std::vector<Symbol> symbols_;
-    std::vector<Candidate> heap_;
+    std::vector<Bucket> buckets_;
+    std::vector<uint32_t> free_;            // of buckets_
+    std::vector<uint32_t> bucket_of_rank_;  // by rank; none outside Encode
+    std::vector<uint32_t> ranks_;           // that have a bucket: a heap, the lowest in front
+    std::vector<uint32_t> current_, runs_;
   };
 
   /// Merges may be "a b" strings or ["a", "b"] pairs. InvalidArgument with `file` and the entry for anything
@@ -40,7 +45,8 @@ class Bpe {
   /// vocabulary.
   static StatusOr<Bpe> FromJson(const nlohmann::json& model, const std::string& file);
 
-  /// Appends the tokens of one piece. O(n log n) in its bytes (at most 2^31). Thread-safe.
+  /// Appends the tokens of one piece of at most 2^31 bytes. Thread-safe. Linear in its bytes as long as merges come
+  /// behind those that make their sides, which is how BPE is trained; right for any order.
   void Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const;
 
   /// Entries as the file spells them (byte alphabet), by spelling.
@@ -53,6 +59,7 @@ class Bpe {
   Status ReadVocabulary(const nlohmann::json& model, const std::string& file);
   Status ReadMerges(const nlohmann::json& model, const std::string& file);
   void Propose(uint32_t left, Scratch* scratch) const;
+  void Join(uint32_t at, int32_t merged, Scratch* scratch) const;
   void MergeAll(Scratch* scratch) const;
   void FindWords();
   void EncodeShort(std::string_view piece, std::vector<int32_t>* ids) const;

@@ -14,10 +14,10 @@ size_t SlotCount(size_t entries) { return std::bit_ceil(entries * 2 + 2); }
 }  // namespace
 
 MergeTable::MergeTable(size_t merges)
-    : slots_(SlotCount(merges)), mask_(slots_.size() - 1), shift_(64 - std::countr_zero(slots_.size())) {}
+    : ranks_(merges), slots_(SlotCount(merges)), mask_(slots_.size() - 1), shift_(64 - std::countr_zero(slots_.size())) {}
 
 void MergeTable::Set(int32_t left, int32_t right, Merge merge) {
-  CHECK(merge.rank != kNoMerge);
+  CHECK(merge.rank < ranks_);
   const uint64_t key = Key(left, right);
   slots_[Place(key)] = {key, merge};
 }

@@ -22,8 +22,11 @@ class MergeTable {
 
   explicit MergeTable(size_t merges = 0);
 
-  /// At most as many pairs as the constructor was told; a pair that is there gets the new merge. `rank` is
-  /// not kNoMerge.
+  /// Ranks are below this.
+  size_t ranks() const { return ranks_; }
+
+  /// At most as many pairs as the constructor was told; a pair that is there gets the new merge. Ranks are
+  /// below that number, each of one pair.
   void Set(int32_t left, int32_t right, Merge merge);
 
   Merge Find(int32_t left, int32_t right) const {
@@ -48,6 +51,7 @@ class MergeTable {
     return place;
   }
 
+  size_t ranks_;
   std::vector<Slot> slots_;
   size_t mask_;
   int shift_;
