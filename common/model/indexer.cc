@@ -41,6 +41,8 @@ void SelectEntries(const Step& step, int layer, int64_t t, int64_t visible, Inde
     return score[a] != score[b] ? score[a] > score[b] : a < b;
   });
   selected.resize(c.index_topk);
+  if (ChoiceTrace* choices = step.segments[step.s.segment[t]].choices)
+    choices->Apply(ChoiceTrace::Kind::kEntries, layer, step.s.positions[t], selected);
   std::sort(selected.begin(), selected.end());
 }
 

@@ -37,6 +37,8 @@ void Route(Step& step, int layer, const MoeWeights& w, const float* u) {
   for (int64_t t = 0; t < T; ++t) {
     int32_t* ids = s.expert_ids.data() + t * K;
     ChooseExperts(step, layer, w, t, score + t * E, ids);
+    if (ChoiceTrace* choices = step.segments[s.segment[t]].choices)
+      choices->Apply(ChoiceTrace::Kind::kExperts, layer, s.positions[t], {ids, static_cast<size_t>(K)});
     float sum = 0;
     for (int64_t k = 0; k < K; ++k) sum += weights[t * K + k] = score[t * E + ids[k]];
     for (int64_t k = 0; k < K; ++k)  // the bias had a say in the choice, it has none in the weights

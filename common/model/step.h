@@ -10,6 +10,7 @@
 #include "common/base/thread_pool.h"
 #include "common/kernels/kernels.h"
 #include "common/kv/block_pool.h"
+#include "common/model/choice_trace.h"
 #include "common/model/rope_table.h"
 #include "common/model/weights.h"
 #include "common/moe/expert_backend.h"
@@ -21,6 +22,7 @@ struct Segment {
   SequenceKv* kv = nullptr;
   std::span<const int32_t> ids;
   bool all_logits = false;  // logits of every token instead of the last
+  ChoiceTrace* choices = nullptr;  // records or replays the sequence's choices
 };
 
 /// Activations of a step, reused from step to step; they grow to the largest batch seen and stay.

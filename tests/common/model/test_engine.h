@@ -24,10 +24,11 @@ class TestEngine {
   SequenceKv NewSequence(int64_t tokens) { return *pools_.Reserve(tokens); }
 
   /// Logits of every id, `chunk` ids a step.
-  std::vector<float> Run(SequenceKv& kv, std::span<const int32_t> ids, size_t chunk) {
+  std::vector<float> Run(SequenceKv& kv, std::span<const int32_t> ids, size_t chunk,
+                         ChoiceTrace* choices = nullptr) {
     std::vector<float> all;
     for (size_t at = 0; at < ids.size(); at += chunk) {
-      const Segment segment{&kv, ids.subspan(at, std::min(chunk, ids.size() - at)), true};
+      const Segment segment{&kv, ids.subspan(at, std::min(chunk, ids.size() - at)), true, choices};
       const auto logits = model_.Forward({&segment, 1}, experts_);
       EXPECT_TRUE(logits.ok()) << logits.status();
       all.insert(all.end(), logits->data, logits->data + logits->first[1] * logits->vocab);
