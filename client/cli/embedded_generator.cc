@@ -1,4 +1,5 @@
 #include <chrono>
+#include <deque>
 
 #include "client/cli/generator.h"
 #include "client/embedded/run.h"
@@ -27,11 +28,20 @@ class EmbeddedGenerator final : public Generator {
     result.prompt_tokens = static_cast<int>(state.prompt.size());
     result.others.resize(options.n - 1);
     const TimePoint start = std::chrono::steady_clock::now();
+    std::vector<SequenceState> states;
+    std::deque<OutputText> texts;
+    std::vector<RunOptions> runs;
     for (int i = 0; i < options.n; ++i) {
-      RETURN_IF_ERROR(
-          GenerateChoice(state, output, start, i == 0 ? on_text : nullptr, &result, &result.choice(i)));
+      OutputText& text = texts.emplace_back(embedded_->tokenizer(), output.stop, state.params.sampling.min_tokens);
+      states.push_back(state);
+      runs.push_back(RunOf(start, i == 0 ? on_text : nullptr, &text, &result, &result.choice(i)));
       ++state.params.sampling.seed;
       state.params.prompt_logprobs = kNoLogprobs;
+    }
+    RETURN_IF_ERROR(RunEmbedded(*embedded_, states, runs));
+    for (int i = 0; i < options.n; ++i) {
+      Show(texts[i].Finish(), i == 0 ? on_text : nullptr, &result.choice(i));
+      result.choice(i).matched_stop = texts[i].matched_stop();
     }
     result.total_seconds = SecondsSince(start);
     return result;
@@ -85,34 +95,33 @@ class EmbeddedGenerator final : public Generator {
     return to;
   }
 
-  Status GenerateChoice(const SequenceState& state, const OutputOptions& output, TimePoint start,
-                        const std::function<void(const std::string&)>& on_text, GenerationResult* result,
-                        Choice* choice) {
-    OutputText text(embedded_->tokenizer(), output.stop, state.params.sampling.min_tokens);
-    if (text.has_text()) choice->text.emplace();
-    const auto show = [&](const std::string& piece) {
-      if (choice->text) *choice->text += piece;
-      if (on_text && !piece.empty()) on_text(piece);
-    };
+  using OnText = std::function<void(const std::string&)>;
+
+  static void Show(const std::string& piece, const OnText& on_text, Choice* choice) {
+    if (choice->text) *choice->text += piece;
+    if (on_text && !piece.empty()) on_text(piece);
+  }
+
+  /// How one output's tokens reach `choice`. What it is given must outlive the run.
+  static RunOptions RunOf(TimePoint start, const OnText& on_text, OutputText* text, GenerationResult* result,
+                          Choice* choice) {
+    if (text->has_text()) choice->text.emplace();
     RunOptions run;
-    run.on_prompt_logprobs = [&](const std::vector<TokenLogprobs>& entries) {
+    run.on_prompt_logprobs = [result](const std::vector<TokenLogprobs>& entries) {
       for (const TokenLogprobs& entry : entries) result->prompt_logprobs.push_back(Public(entry));
     };
-    run.on_logprobs = [&](int64_t, const TokenLogprobs& logprobs) {
+    run.on_logprobs = [choice](int64_t, const TokenLogprobs& logprobs) {
       choice->logprobs.push_back(Public(logprobs));
     };
-    run.on_token = [&](int64_t, int32_t token, FinishReason finish) {
+    run.on_token = [=](int64_t, int32_t token, FinishReason finish) {
       if (result->first_token_seconds == 0) result->first_token_seconds = SecondsSince(start);
       choice->token_ids.push_back(token);
       choice->finish_reason = finish == FinishReason::kLength ? "length" : "stop";
-      show(text.Push(token));
-      if (text.stopped()) choice->finish_reason = "stop";
+      Show(text->Push(token), on_text, choice);
+      if (text->stopped()) choice->finish_reason = "stop";
     };
-    run.complete = [&] { return text.stopped(); };
-    RETURN_IF_ERROR(RunEmbedded(*embedded_, state, run));
-    show(text.Finish());
-    choice->matched_stop = text.matched_stop();
-    return OkStatus();
+    run.complete = [text] { return text->stopped(); };
+    return run;
   }
 
   StatusOr<std::vector<int32_t>> Encode(const Prompt& prompt) const {
@@ -150,7 +159,7 @@ StatusOr<std::unique_ptr<Generator>> MakeEmbeddedGenerator(const Target& target)
   options.kernels = target.kernels;
   options.mode = target.mode;
   options.threads = target.threads;
-  options.max_sequences = 1;
+  options.max_sequences = kMaxChoices;
   options.kv_tokens = 1 << 20;  // touched only where used
   ASSIGN_OR_RETURN(auto embedded, EmbeddedModel::Load(options));
   return std::unique_ptr<Generator>(std::make_unique<EmbeddedGenerator>(std::move(embedded)));

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "common/base/check.h"
 #include "decode_worker/decode_flow.h"
 #include "prefill_worker/prefill_flow.h"
 
@@ -33,7 +34,7 @@ class Handover final : public PrefillSink {
   const RunOptions& options_;
 };
 
-/// False: the run is over.
+/// False: the sequence is over.
 bool Tell(const RunOptions& options, int64_t index, int32_t token, FinishReason finish,
           const std::optional<TokenLogprobs>& logprobs) {
   if (options.on_logprobs && logprobs) options.on_logprobs(index, *logprobs);
@@ -44,29 +45,44 @@ bool Tell(const RunOptions& options, int64_t index, int32_t token, FinishReason 
 }  // namespace
 
 Status RunEmbedded(EmbeddedModel& embedded, const SequenceState& state, const RunOptions& options) {
-  ASSIGN_OR_RETURN(SequenceKv kv, embedded.pools().Reserve(state.MaxTokens()));
-  auto handover = std::make_shared<Handover>(options);
-  PrefillFlow prefill(embedded.model(), embedded.experts(), options.max_chunk_tokens);
-  prefill.Submit({1, state, std::move(kv), 0, handover});
+  return RunEmbedded(embedded, std::span(&state, 1), std::span(&options, 1));
+}
+
+Status RunEmbedded(EmbeddedModel& embedded, std::span<const SequenceState> states,
+                   std::span<const RunOptions> options) {
+  CHECK(states.size() == options.size());
+  PrefillFlow prefill(embedded.model(), embedded.experts(), options.front().max_chunk_tokens);
+  std::vector<std::shared_ptr<Handover>> handovers;
+  for (size_t i = 0; i < states.size(); ++i) {
+    ASSIGN_OR_RETURN(SequenceKv kv, embedded.pools().Reserve(states[i].MaxTokens()));
+    handovers.push_back(std::make_shared<Handover>(options[i]));
+    prefill.Submit({i, states[i], std::move(kv), 0, handovers[i]});
+  }
   while (prefill.Step()) {
   }
-  RETURN_IF_ERROR(handover->status_);
-  const OutputToken& first = *handover->first_;
-  const auto index = static_cast<int64_t>(state.emitted.size());
-  if (!Tell(options, index, first.token, first.finish, first.logprobs)) return OkStatus();
 
   const SteadyClock clock;
   DecodeFlow decode(embedded.model(), embedded.experts(), clock, {});
-  decode.Join(1, state, std::move(handover->kv_), first.token);
+  for (size_t i = 0; i < states.size(); ++i) {
+    RETURN_IF_ERROR(handovers[i]->status_);
+    const OutputToken& first = *handovers[i]->first_;
+    const auto index = static_cast<int64_t>(states[i].emitted.size());
+    if (Tell(options[i], index, first.token, first.finish, first.logprobs))
+      decode.Join(i, states[i], std::move(handovers[i]->kv_), first.token);
+  }
   std::vector<TokenOut> out;
   while (decode.running() > 0) {
     out.clear();
     decode.Step(out);
     for (const TokenOut& result : out) {
       RETURN_IF_ERROR(result.error);
-      if (options.on_logits && !result.logits.empty()) options.on_logits(result.logits);
-      if (!Tell(options, result.index, result.token, result.finish, result.logprobs)) return OkStatus();
-      decode.Acknowledge(result.id, result.index + 1);
+      const RunOptions& own = options[result.id];
+      if (own.on_logits && !result.logits.empty()) own.on_logits(result.logits);
+      if (Tell(own, result.index, result.token, result.finish, result.logprobs)) {
+        decode.Acknowledge(result.id, result.index + 1);
+      } else {
+        decode.Remove(result.id);
+      }
     }
   }
   return OkStatus();

@@ -1,7 +1,8 @@
 #pragma once
-// One request through the prefill and decode flows on the caller's thread: the embedded mode without a server.
+// Requests through the prefill and decode flows on the caller's thread: the embedded mode without a server.
 
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "client/embedded/embedded_model.h"
@@ -25,5 +26,9 @@ struct RunOptions {
 
 /// RESOURCE_EXHAUSTED when the KV does not fit; else what the flows report.
 Status RunEmbedded(EmbeddedModel& embedded, const SequenceState& state, const RunOptions& options);
+
+/// Several at once, options[i] for states[i]; the flow shares the prefill of equal contexts. The first error ends all.
+Status RunEmbedded(EmbeddedModel& embedded, std::span<const SequenceState> states,
+                   std::span<const RunOptions> options);
 
 }  // namespace cachalot
