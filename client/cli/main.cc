@@ -1,5 +1,6 @@
 // The `cachalot` command.
 
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 
@@ -40,6 +41,7 @@ int Usage(FILE* out, int code) {
 
 int Main(int argc, char** argv) {
   (void)InitLog("cachalot", "warning");
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit is an error of write then, and cleaned up
   if (argc < 2) return Usage(stderr, 2);
   const std::string name = argv[1];
   if (name == "--help" || name == "help") return Usage(stdout, 0);

@@ -176,7 +176,7 @@ TEST(Disk, FullLeavesAnErrorAndNoFile) {
   rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
   const rlimit small{64 << 10, before.rlim_max};
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const auto handler = std::signal(SIGXFSZ, SIG_DFL);  // the child takes this over too
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
   ExpectFails(argv, kFailed, {file + ": write: File too large"});
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
