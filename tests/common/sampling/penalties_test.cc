@@ -77,7 +77,7 @@ TEST(TokenHistory, AddingEqualsRebuilding) {
   for (int i = 0; i < 300; ++i) prompt.push_back(i * i * 31 % 997);
   TokenHistory grown(prompt, {}, 2000, 1000);
   for (int i = 0; i < 1700; ++i) {
-    output.push_back(i * i * i % 1000);
+    output.push_back(i * i % 1000 * i % 1000);
     grown.Add(output.back());
   }
   const TokenHistory rebuilt(prompt, output, 2000, 1000);
