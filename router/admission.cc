@@ -22,7 +22,7 @@ Status Admit(const SequenceState& state, const ModelLimits& limits) {
   if (state.params.max_tokens < 1)
     return InvalidArgument("max_tokens is " + std::to_string(state.params.max_tokens) +
                            ", wanted at least 1");
-  if (static_cast<int64_t>(state.emitted.size()) >= state.params.max_tokens)
+  if (static_cast<int64_t>(state.emitted.size()) > state.params.max_tokens)
     return InvalidArgument("resume_tokens has " + std::to_string(state.emitted.size()) +
                            " tokens, max_tokens allows " + std::to_string(state.params.max_tokens) +
                            " in all");

@@ -36,7 +36,7 @@ StatusOr<int> LogprobsOf(const char* field, int count) {
 }  // namespace
 
 StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsResponse& assets,
-                                                   const std::string& mode) {
+                                                   const std::string& mode, const std::string& compat) {
   ASSIGN_OR_RETURN(const ModelConfig config,
                    ModelConfig::Parse(assets.config_json(), assets.model() + "/config.json"));
   std::unique_ptr<Frontend> front(new Frontend);
@@ -51,6 +51,7 @@ StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsRespo
   front->info_.mutable_eos_token_ids()->Assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
   front->info_.set_has_tokenizer(front->tokenizer_ != nullptr);
   front->info_.set_mode(mode);
+  front->compat_ = compat;
   front->info_.set_version(CACHALOT_VERSION);
   return front;
 }

@@ -18,13 +18,16 @@ namespace cachalot {
 
 class Frontend {
  public:
-  /// `mode`: the workers' numeric mode, for GetModelInfo.
+  /// `mode`: the workers' numeric mode, for GetModelInfo. `compat`: what outputs depend on beside the request,
+  /// for clients that go on at another router; "" when that is not known.
   static StatusOr<std::unique_ptr<Frontend>> Make(const v1::GetModelAssetsResponse& assets,
-                                                  const std::string& mode = "exact");
+                                                  const std::string& mode = "exact",
+                                                  const std::string& compat = "");
 
   const ModelLimits& limits() const { return limits_; }
   const Tokenizer* tokenizer() const { return tokenizer_.get(); }
   const v1::ModelInfo& info() const { return info_; }
+  const std::string& compat() const { return compat_; }
 
   /// FAILED_PRECONDITION when text meets a model without a tokenizer.
   StatusOr<std::vector<int32_t>> EncodeText(const std::string& text) const;
@@ -40,6 +43,7 @@ class Frontend {
   std::unique_ptr<Tokenizer> tokenizer_;
   ModelLimits limits_;
   v1::ModelInfo info_;
+  std::string compat_;
 };
 
 }  // namespace cachalot

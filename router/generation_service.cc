@@ -27,6 +27,14 @@ class LogitsSink final : public FlowSink {
   rpc::ServerWriter<v1::LogitsResponse>* writer_;
 };
 
+/// Whether the tokens that the client has are the whole output.
+FinishReason EndOf(const SequenceState& state, const v1::ModelInfo& info) {
+  if (state.emitted.empty()) return FinishReason::kNone;
+  const auto& eos = info.eos_token_ids();
+  return FinishAfter(state.params, {eos.data(), static_cast<size_t>(eos.size())}, state.emitted.back(),
+                     static_cast<int64_t>(state.emitted.size()) - 1);
+}
+
 }  // namespace
 
 GenerationService::GenerationService(rpc::Server* server, rpc::Loop* loop, FlowContext* flow,
@@ -93,6 +101,7 @@ rpc::Task<Status> GenerationService::Generate(rpc::ServerCall& call, const v1::G
   started.set_request_id(state.request_id);
   started.set_prompt_tokens(static_cast<int32_t>(state.prompt.size()));
   started.set_seed(state.params.sampling.seed);
+  started.set_compat(frontend->compat());
   ResponseStream stream(loop_, &writer, options.n, std::move(started), &first_token_seconds_);
   Choices choices{&stream, frontend.get(), std::move(options), call.deadline()};
   const rpc::CancelCallback gone(&call.scope(), [&choices] { choices.scope.Cancel(); });
@@ -119,8 +128,9 @@ rpc::Task<void> GenerationService::RunChoice(Choices* choices, SequenceState sta
   ChoiceSink sink(choices->stream, i, std::move(text), state.emitted);
   const int64_t before = sink.tokens();
   // The client may have all of an output whose end it has not heard of.
-  StatusOr<FlowResult> result = FlowResult{FinishReason::kStop, before};
-  if (sink.Complete()) {
+  const FinishReason end = sink.Complete() ? FinishReason::kStop : EndOf(state, choices->frontend->info());
+  StatusOr<FlowResult> result = FlowResult{end, before};
+  if (end != FinishReason::kNone) {
     (void)co_await sink.Started();
   } else {
     result = co_await RunRequest(flow_, std::move(state), &sink, {}, &choices->scope, choices->deadline,

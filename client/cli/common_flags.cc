@@ -9,7 +9,7 @@ namespace cachalot::cli {
 
 void Target::AddTo(ConfigSchema& schema) {
   schema.Add("model", &model, "checkpoint directory: run embedded in this process");
-  schema.Add("router", &router, "host:port of a router: run there");
+  schema.Add("router", &router, "routers, host:port,host:port: run there; when one dies the next goes on");
   schema.Add("mode", &mode, "numeric mode of the embedded mode; a router has its own", OneOf({"exact", "bf16"}));
   schema.Add("kernels", &kernels, "back end of the embedded mode", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &threads, "compute threads of the embedded mode", Range(1, 256));

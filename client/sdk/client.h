@@ -9,7 +9,11 @@
 //   while (stream->Next(&event)) std::cout << event.text;
 //   if (auto status = stream->Finish(); !status.ok()) ...
 //
-// Thread-safe; a stream belongs to one thread, but Cancel may be called from any.
+// Several routers, "a:8000,b:8000": a stream whose router dies goes on at the next one, behind the last token
+// that the caller has; the caller sees one stream.
+//
+// Thread-safe; a stream belongs to one thread, but Cancel may be called from any. Streams end before their
+// Client.
 
 #include <cstdint>
 #include <functional>
@@ -102,12 +106,21 @@ struct ModelInfo {
   bool has_tokenizer = false;
 };
 
+struct ClientOptions {
+  /// Failures in a row that brought nothing new before a stream gives up. 0: one with one router, else twice the
+  /// number of routers.
+  int attempts = 0;
+};
+
 class Client {
  public:
-  /// `router` is host:port or any gRPC target. Does not connect yet.
-  explicit Client(const std::string& router);
+  /// `routers`: host:port or any gRPC target, several with commas between them. Does not connect yet.
+  explicit Client(const std::string& routers, const ClientOptions& options = {});
   ~Client();
 
+  /// With several routers, UNAVAILABLE is answered by going on at the next one with the seed of the first;
+  /// the error after the last attempt names every router that was tried. Once it has started, a stream never
+  /// goes on at a router whose workers have other weights or numerics. `timeout_ms` is of all attempts together.
   std::unique_ptr<TokenStream> Generate(const GenerateRequest& request);
   Status Tokenize(const std::string& text, std::vector<int32_t>* ids);
   Status GetModelInfo(ModelInfo* info);

@@ -53,8 +53,11 @@ TEST(Admission, RefusesWithTheFieldAndTheNumbers) {
        kInvalid, "ids[1] is -2"},
       {[](auto& s) { s.params.max_tokens = 0; }, kInvalid, "max_tokens is 0, wanted at least 1"},
       {[](auto& s) { s.params.max_tokens = -7; }, kInvalid, "max_tokens is -7, wanted at least 1"},
-      {[](auto& s) { s.params.max_tokens = 1; }, kInvalid,
-       "resume_tokens has 1 tokens, max_tokens allows 1 in all"},
+      {[](auto& s) {
+         s.params.max_tokens = 1;
+         s.emitted = {3, 4};
+       },
+       kInvalid, "resume_tokens has 2 tokens, max_tokens allows 1 in all"},
       {[](auto& s) { s.params.sampling.temperature = std::nanf(""); }, kInvalid,
        "temperature: wanted a finite number"},
       {[](auto& s) { s.params.sampling.temperature = INFINITY; }, kInvalid,

@@ -187,6 +187,24 @@ TEST_F(TinyServiceTest, ResumesWithTheSameTokens) {
   }
 }
 
+TEST_F(TinyServiceTest, AWholeOutputIsOnlyFinished) {
+  GenerateRequest request = Golden();
+  request.resume_tokens = oracle_.greedy_tokens;
+  const auto expect_end = [&](const std::string& reason) {
+    const Output output = Generate(served_.client(), request);
+    ASSERT_TRUE(output.status.ok()) << output.status.message;
+    EXPECT_TRUE(output.tokens.empty());
+    ASSERT_EQ(output.events.size(), 2u);
+    EXPECT_EQ(output.events.back().kind, Event::Kind::kFinished);
+    EXPECT_EQ(output.events.back().finish_reason, reason);
+    EXPECT_EQ(output.events.back().completion_tokens, static_cast<int>(oracle_.greedy_tokens.size()));
+  };
+  expect_end("length");
+  request.max_tokens = *request.max_tokens + 10;
+  request.stop_token_ids = {oracle_.greedy_tokens.back()};
+  expect_end("stop");
+}
+
 TEST_F(TinyServiceTest, ManyClientsGetWhatEachGetsAlone) {
   constexpr int kClients = 16;
   const auto request = [this](int i) {
@@ -263,7 +281,7 @@ TEST_F(TinyServiceTest, RefusesBadInput) {
       {[](R& r) { r.stop_token_ids = {-1}; }, kInvalid, "stop_token_ids[0]"},
       {[](R& r) { r.max_tokens = 0; }, kInvalid, "max_tokens is 0"},
       {[](R& r) {
-         r.max_tokens = 2, r.resume_tokens = {1, 2};
+         r.max_tokens = 1, r.resume_tokens = {1, 2};
        },
        kInvalid, "resume_tokens has 2 tokens"},
       {[](R& r) { r.temperature = NAN; }, kInvalid, "temperature"},
