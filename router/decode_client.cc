@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/base/ids.h"
 #include "common/base/log.h"
 #include "common/rpc/event.h"
 
@@ -116,17 +117,36 @@ void DecodeClient::NewChannel() {
 }
 
 rpc::Task<void> DecodeClient::Run() {
-  while (!loop_->stopping()) {
+  while (!loop_->stopping() && !stopped_) {
     Status status = co_await RunSession();
+    if (stopped_) status = Unavailable("it has left");
     const Status ended =
         Annotate(status.ok() ? Unavailable("the session ended") : status, "decode worker " + address_);
-    if (StatusMessage(health_) != StatusMessage(ended))
+    if (StatusMessage(health_) != StatusMessage(ended) && !stopped_)
       LogWarning(StatusMessage(ended) + "; connecting again");
     health_ = ended;
     FailAll(MakeStatus(StatusCode::kUnavailable, StatusMessage(ended)));
     if (ended.code() == StatusCode::kDeadlineExceeded) NewChannel();
-    co_await rpc::SleepFor(loop_, options_.reconnect_delay, &loop_->scope());
+    if (!stopped_) co_await rpc::SleepFor(loop_, options_.reconnect_delay, &loop_->scope());
   }
+  cluster_->Leave(this);
+}
+
+void DecodeClient::Stop() {
+  stopped_ = true;
+  if (session_ != nullptr) session_->Break(Unavailable("it has left"));
+}
+
+void DecodeClient::Leave() {
+  left_ = true;
+  cluster_->Leave(this);
+}
+
+bool DecodeClient::Rejoin() {
+  // One that is not connected is described again before it is used.
+  if (health_.ok() && !cluster_->Admit(this, description_.compat(), "decode worker " + address_).ok()) return false;
+  left_ = false;
+  return true;
 }
 
 /// The worker's identity before it is trusted with a session.
@@ -135,8 +155,12 @@ rpc::Task<Status> DecodeClient::Describe() {
       co_await rpc::UnaryCall(loop_, describe_stub_.get(), &v1::Cluster::Stub::PrepareAsyncDescribe,
                               v1::DescribeRequest(), {.deadline = loop_->Now() + options_.connect_timeout});
   CO_RETURN_IF_ERROR(description.status());
-  if (description->role() != v1::ROLE_DECODE) co_return FailedPrecondition("it is no decode worker");
-  co_return cluster_->Admit(description->compat(), "decode worker " + address_);
+  CO_RETURN_IF_ERROR(CheckRole(v1::ROLE_DECODE, description->role()));
+  CO_RETURN_IF_ERROR(cluster_->Admit(this, description->compat(), "decode worker " + address_, !left_));
+  if (description_.epoch() != 0 && description_.epoch() != description->epoch())
+    LogInfo("decode worker " + address_ + " has restarted: epoch " + HexId(description->epoch()));
+  description_ = std::move(*description);
+  co_return OkStatus();
 }
 
 rpc::Task<Status> DecodeClient::RunSession() {
@@ -151,6 +175,7 @@ rpc::Task<Status> DecodeClient::RunSession() {
   }
   session.last_heard = loop_->Now();
   session_ = &session;
+  if (stopped_) session.Break(Unavailable("it has left"));
   v1::SessionRequest hello;
   *hello.mutable_hello()->mutable_compat() = *cluster_->compat();
   hello.mutable_hello()->set_router_epoch(router_epoch_);

@@ -13,6 +13,7 @@
 #include "common/rpc/task_group.h"
 #include "common/rpc/write_queue.h"
 #include "router/cluster_view.h"
+#include "router/member_client.h"
 #include "router/worker_api.h"
 
 namespace cachalot {
@@ -32,15 +33,18 @@ class RemoteLease : public DecodeCall {
   virtual const std::string& address() const = 0;
 };
 
-class DecodeClient final : public DecodeWorker {
+class DecodeClient final : public DecodeWorker, public MemberClient {
  public:
-  /// Any thread; `loop` and `cluster` must outlive this. Destroy only when the loop has stopped.
+  /// Any thread; `loop` and `cluster` must outlive this. Destroy only when Run has ended and no call is left, or
+  /// the loop has stopped.
   DecodeClient(rpc::Loop* loop, std::string address, uint64_t router_epoch, ClusterView* cluster,
                DecodeClientOptions options = {});
   ~DecodeClient() override;
 
-  /// Runs until the loop stops: spawn once.
-  rpc::Task<void> Run();
+  rpc::Task<void> Run() override;
+  void Stop() override;
+  void Leave() override;
+  bool Rejoin() override;
 
   const std::string& name() const override { return address_; }
   Status health() const override { return health_; }
@@ -73,6 +77,8 @@ class DecodeClient final : public DecodeWorker {
   Session* session_ = nullptr;
   Status health_ = Unavailable("not connected yet");
   WorkerLoad load_;
+  v1::Description description_;  // the last one that was admitted
+  bool stopped_ = false, left_ = false;
   uint64_t next_handle_ = 1;
   std::map<uint64_t, Call*> calls_;
 };

@@ -127,6 +127,11 @@ rpc::Task<void> GenerationService::RunChoice(Choices* choices, SequenceState sta
   OutputText text(choices->frontend->tokenizer(), choices->options.stop, state.params.sampling.min_tokens);
   ChoiceSink sink(choices->stream, i, std::move(text), state.emitted);
   const int64_t before = sink.tokens();
+  if (frontend_.get() != choices->frontend && choices->status.ok()) {
+    choices->status = Unavailable("the workers have changed to another model: send the request again");
+    choices->stream->Abandon();
+    choices->scope.Cancel();
+  }
   // The client may have all of an output whose end it has not heard of.
   const FinishReason end = sink.Complete() ? FinishReason::kStop : EndOf(state, choices->frontend->info());
   StatusOr<FlowResult> result = FlowResult{end, before};

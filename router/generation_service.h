@@ -22,6 +22,8 @@ class GenerationService {
 
   /// Any thread: from now on requests are answered.
   void Serve(std::shared_ptr<const Frontend> frontend);
+  /// Loop thread: as Serve, in this turn. Null: requests get UNAVAILABLE until the next one.
+  void Replace(std::shared_ptr<const Frontend> frontend) { frontend_ = std::move(frontend); }
   /// Any thread: new requests get UNAVAILABLE, running ones go on.
   void Drain();
 

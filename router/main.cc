@@ -1,5 +1,6 @@
 // cachalot-router: the public gRPC API in front of prefill and decode workers.
 
+#include <atomic>
 #include <cstdio>
 #include <thread>
 
@@ -7,12 +8,14 @@
 #include "common/base/log.h"
 #include "common/cluster/assets.h"
 #include "common/config/schema.h"
+#include "common/discovery/ares_resolver.h"
 #include "common/metrics/server.h"
 #include "common/process/role_main.h"
 #include "common/rpc/block_on.h"
 #include "common/rpc/health.h"
 #include "router/decode_client.h"
 #include "router/generation_service.h"
+#include "router/membership.h"
 #include "router/prefill_client.h"
 
 namespace cachalot {
@@ -21,10 +24,13 @@ namespace {
 constexpr int kPublicMessageBytes = 16 << 20;
 constexpr Duration kLook = std::chrono::milliseconds(20);
 constexpr Duration kSayWhatIsMissing = std::chrono::seconds(2);
+constexpr Duration kLookForAnotherModel = std::chrono::milliseconds(100);
 
 struct Config {
   std::string listen = "127.0.0.1:8000", metrics_listen, model, log_level = "info";
   std::vector<std::string> prefill, decode;
+  std::string dns_server;
+  Duration dns_interval = MembershipOptions().interval;
   bool debug_logits = false, die_with_parent = false;
   Duration drain = std::chrono::seconds(10);
 };
@@ -33,10 +39,18 @@ StatusOr<ParsedArgs> ParseConfig(int argc, char** argv, Config& config, std::str
   ConfigSchema schema("cachalot-router", "Serves the public gRPC API over prefill and decode workers.");
   schema.Add("listen", &config.listen, "host:port of the API; port 0 takes a free one", NotEmpty());
   schema.Add("metrics-listen", &config.metrics_listen, "host:port of the Prometheus endpoint; empty: none");
-  schema.Add("prefill", &config.prefill, "prefill workers, host:port,host:port");
-  schema.Add("decode", &config.decode, "decode workers, host:port,host:port");
+  const Validator<std::vector<std::string>> seeds = [](const auto& texts) { return ParseSeeds(texts).status(); };
+  schema.Add("prefill", &config.prefill,
+             "prefill workers: host:port, or dns:NAME:PORT for every address of a name; several with commas", seeds);
+  schema.Add("decode", &config.decode, "decode workers, in the same way", seeds);
   schema.Require("prefill");
   schema.Require("decode");
+  schema.Add("dns-server", &config.dns_server, "ip:port of the DNS server; empty: as the system has it");
+  schema.AddMilliseconds("dns-interval-ms", &config.dns_interval, "between two questions for a name",
+                         [](const Duration& interval) {
+                           return interval >= std::chrono::milliseconds(10) ? OkStatus()
+                                                                            : InvalidArgument("expected 10 or more");
+                         });
   schema.Add("model", &config.model, "checkpoint directory for config and tokenizer; empty: ask a worker");
   schema.Add("debug-logits", &config.debug_logits, "serve the Debug service");
   schema.Add("log-level", &config.log_level, "debug, info, warning or error");
@@ -57,20 +71,17 @@ class Router {
         health_service_(&server_, loop_, &health_),
         flow_{loop_, &decode_, &prefill_, {}, {}},
         service_(&server_, loop_, &flow_, &metrics_, config.debug_logits) {
-    const uint64_t epoch = RandomId();
-    for (const std::string& address : config.decode) {
-      auto client = std::make_unique<DecodeClient>(loop_, address, epoch, &cluster_);
-      runs_.push_back(client->Run());
-      decode_.Add(std::move(client));
-    }
-    for (const std::string& address : config.prefill) {
-      auto client = std::make_unique<PrefillClient>(loop_, address, &cluster_);
-      runs_.push_back(client->Run());
-      prefill_.Add(std::move(client));
-    }
+    // What was admitted for the old model must not reach the new one.
+    cluster_.on_change = [this] {
+      flow_.generation = cluster_.generation();
+      service_.Replace(nullptr);
+      health_.Set("readiness", false);
+      model_changed_ = true;
+    };
   }
 
   Status Start(std::string* address) {
+    RETURN_IF_ERROR(MakeMemberships());
     // First, so that nothing is served yet when it fails.
     ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen, metrics_));
     ASSIGN_OR_RETURN(const int port, server_.Start());
@@ -78,12 +89,16 @@ class Router {
     loop_->Start();
     health_.Set("", true);
     health_.Set("liveness", true);
-    for (auto& run : runs_) loop_->Spawn(std::move(run), "worker client");
+    loop_->Spawn(decode_members_->Run(), "decode members");
+    loop_->Spawn(prefill_members_->Run(), "prefill members");
     return OkStatus();
   }
 
+  bool model_changed() const { return model_changed_; }
+
   /// Waits for one usable worker of each kind and for the model's files; says what is missing meanwhile.
   Status AwaitWorkers(const RoleProcess& process) {
+    model_changed_ = false;
     StatusOr<v1::GetModelAssetsResponse> assets = NotFound("no worker asked yet");
     if (!config_.model.empty()) {
       ASSIGN_OR_RETURN(assets, ReadModelAssets(config_.model));
@@ -93,8 +108,10 @@ class Router {
                                   "waiting for workers");
       RETURN_IF_ERROR(missing.status());
       if (missing->empty()) {
-        if (!assets.ok()) assets = FetchAssets();
-        if (assets.ok()) return Serve(*assets);
+        ASSIGN_OR_RETURN(const Model model, rpc::BlockOn(loop_, ModelOf(this), std::chrono::seconds(10),
+                                                         "looking at the workers"));
+        if (!assets.ok()) assets = FetchAssets(model);
+        if (assets.ok()) return Serve(*assets, model);
         *missing = "the model's files: " + StatusMessage(assets.status());
         std::this_thread::sleep_for(
             kLook);  // workers that are there but refuse must not be asked in a frenzy
@@ -115,11 +132,46 @@ class Router {
   }
 
  private:
-  StatusOr<v1::GetModelAssetsResponse> FetchAssets() {
+  /// What the workers serve now, and which have it.
+  struct Model {
+    uint64_t generation = 0;
+    v1::Compat compat;
+    std::vector<std::string> workers;
+  };
+
+  static rpc::Task<Model> ModelOf(Router* router) {
+    Model model{router->cluster_.generation(), *router->cluster_.compat(), router->decode_.UsableNames()};
+    for (std::string& name : router->prefill_.UsableNames()) model.workers.push_back(std::move(name));
+    co_return model;
+  }
+
+  Status MakeMemberships() {
+    ASSIGN_OR_RETURN(std::vector<Seed> decode, ParseSeeds(config_.decode));
+    ASSIGN_OR_RETURN(std::vector<Seed> prefill, ParseSeeds(config_.prefill));
+    ASSIGN_OR_RETURN(resolver_, AresResolver::Make({.servers = config_.dns_server}));
+    const MembershipOptions options{.interval = config_.dns_interval};
+    decode_members_ = std::make_unique<Membership<DecodeWorker>>(
+        loop_, "decode", std::move(decode), resolver_.get(), &decode_,
+        [this, epoch = RandomId()](const std::string& address) {
+          auto client = std::make_unique<DecodeClient>(loop_, address, epoch, &cluster_);
+          MemberClient* const member = client.get();
+          return Membership<DecodeWorker>::Made{std::move(client), member};
+        },
+        options);
+    prefill_members_ = std::make_unique<Membership<PrefillWorker>>(
+        loop_, "prefill", std::move(prefill), resolver_.get(), &prefill_,
+        [this](const std::string& address) {
+          auto client = std::make_unique<PrefillClient>(loop_, address, &cluster_);
+          MemberClient* const member = client.get();
+          return Membership<PrefillWorker>::Made{std::move(client), member};
+        },
+        options);
+    return OkStatus();
+  }
+
+  StatusOr<v1::GetModelAssetsResponse> FetchAssets(const Model& model) {
     StatusOr<v1::GetModelAssetsResponse> assets = NotFound("no worker asked yet");
-    std::vector<std::string> workers = config_.decode;
-    workers.insert(workers.end(), config_.prefill.begin(), config_.prefill.end());
-    for (const std::string& address : workers) {
+    for (const std::string& address : model.workers) {
       assets = rpc::BlockOn(loop_, FetchModelAssets(loop_, address, loop_->Now() + std::chrono::seconds(2)),
                             std::chrono::seconds(5), "fetching the model's files from a worker");
       if (assets.ok()) break;
@@ -127,13 +179,20 @@ class Router {
     return assets;
   }
 
-  Status Serve(const v1::GetModelAssetsResponse& assets) {
-    // Set by the first worker that was usable, and never changed.
+  Status Serve(const v1::GetModelAssetsResponse& assets, const Model& model) {
     ASSIGN_OR_RETURN(std::shared_ptr<const Frontend> frontend,
-                     Frontend::Make(assets, cluster_.compat()->mode()));
-    service_.Serve(std::move(frontend));
-    health_.Set("readiness", true);
-    return OkStatus();
+                     Frontend::Make(assets, model.compat.mode(), OutputIdentity(model.compat)));
+    return rpc::BlockOn(loop_, Open(this, std::move(frontend), model.generation), std::chrono::seconds(10),
+                        "opening the service");
+  }
+
+  /// Unless the workers have changed since: then they are looked at again.
+  static rpc::Task<Status> Open(Router* router, std::shared_ptr<const Frontend> frontend, uint64_t generation) {
+    if (router->cluster_.generation() == generation) {
+      router->service_.Replace(std::move(frontend));
+      router->health_.Set("readiness", true);
+    }
+    co_return OkStatus();
   }
 
   static rpc::Task<std::string> Missing(Router* router, Duration at_most) {
@@ -142,12 +201,16 @@ class Router {
     do {
       const auto decode = router->decode_.Choose({}, 0);
       const auto prefill = router->prefill_.Choose({}, 0);
-      missing = (decode.ok() ? "" : "decode: " + StatusMessage(decode.status()) + ". ") +
-                (prefill.ok() ? "" : "prefill: " + StatusMessage(prefill.status()));
+      missing = (decode.ok() ? "" : Say("decode", decode.status(), router->decode_members_->Trouble()) + ". ") +
+                (prefill.ok() ? "" : Say("prefill", prefill.status(), router->prefill_members_->Trouble()));
       if (missing.empty()) break;
     } while (co_await rpc::SleepFor(router->loop_, kLook, &router->loop_->scope()) &&
              router->loop_->Now() < end);
     co_return missing;
+  }
+
+  static std::string Say(const std::string& role, const Status& why, const std::string& names) {
+    return role + ": " + StatusMessage(why) + (names.empty() ? "" : "; " + names);
   }
 
   const Config& config_;
@@ -162,8 +225,21 @@ class Router {
   rpc::HealthService health_service_;
   FlowContext flow_;
   GenerationService service_;
-  std::vector<rpc::Task<void>> runs_;
+  std::unique_ptr<Membership<DecodeWorker>> decode_members_;
+  std::unique_ptr<Membership<PrefillWorker>> prefill_members_;
+  std::unique_ptr<AresResolver> resolver_;  // goes first: its answers come to the loop
+  std::atomic<bool> model_changed_ = false;
 };
+
+/// Until a stop is asked for; the model of the workers may change meanwhile.
+void WaitForStop(RoleProcess& process, Router& router) {
+  while (!process.WaitForStop(std::chrono::steady_clock::now() + kLookForAnotherModel)) {
+    if (!router.model_changed()) continue;
+    LogInfo("the workers have changed to another model");
+    const Status status = router.AwaitWorkers(process);
+    if (!status.ok()) LogError("the new model cannot be served: " + StatusMessage(status));
+  }
+}
 
 Status Run(RoleProcess& process, const Config& config) {
   RETURN_IF_ERROR(process.Init(config.log_level));
@@ -175,7 +251,7 @@ Status Run(RoleProcess& process, const Config& config) {
   const Status status = router.AwaitWorkers(process);
   if (status.ok() && !process.stopping()) {
     process.Ready(address);
-    process.WaitForStop();
+    WaitForStop(process, router);
   }
   router.Stop();
   return status;

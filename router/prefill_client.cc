@@ -2,9 +2,9 @@
 
 #include <cstring>
 
+#include "common/base/ids.h"
 #include "common/base/log.h"
 #include "common/rpc/event.h"
-#include "common/rpc/task_group.h"
 #include "router/decode_client.h"
 
 namespace cachalot {
@@ -90,7 +90,7 @@ class PrefillClient::Call final : public PrefillCall {
 
 PrefillClient::PrefillClient(rpc::Loop* loop, std::string address, ClusterView* cluster,
                              PrefillClientOptions options)
-    : loop_(loop), address_(std::move(address)), cluster_(cluster), options_(options), look_(loop) {
+    : loop_(loop), address_(std::move(address)), cluster_(cluster), options_(options), look_(loop), calls_(loop) {
   NewChannel();
 }
 
@@ -102,14 +102,14 @@ void PrefillClient::NewChannel() {
 }
 
 rpc::Task<void> PrefillClient::Run() {
-  while (!loop_->stopping()) {
+  while (!loop_->stopping() && !stopped_) {
     auto description = co_await rpc::UnaryCall(
         loop_, describe_stub_.get(), &v1::Cluster::Stub::PrepareAsyncDescribe, v1::DescribeRequest(),
         {.deadline = loop_->Now() + options_.describe_timeout});
     Status status = description.status();
-    if (status.ok() && description->role() != v1::ROLE_PREFILL)
-      status = FailedPrecondition("it is no prefill worker");
-    if (status.ok()) status = cluster_->Admit(description->compat(), "prefill worker " + address_);
+    if (stopped_) break;
+    if (status.ok()) status = CheckRole(v1::ROLE_PREFILL, description->role());
+    if (status.ok()) status = Admit(*description);
     if (status.ok() && !health_.ok()) LogInfo("prefill worker " + address_ + " is ready");
     if (!status.ok() && health_.ok()) LogWarning("prefill worker " + address_ + ": " + StatusMessage(status));
     health_ = status;
@@ -123,6 +123,34 @@ rpc::Task<void> PrefillClient::Run() {
     co_await look_.WaitFor(pause);
     look_.Reset();
   }
+  health_ = Unavailable("it has left");
+  cluster_->Leave(this);
+  co_await calls_.JoinAll();
+}
+
+Status PrefillClient::Admit(v1::Description& description) {
+  RETURN_IF_ERROR(cluster_->Admit(this, description.compat(), "prefill worker " + address_, !left_));
+  if (description_.epoch() != 0 && description_.epoch() != description.epoch())
+    LogInfo("prefill worker " + address_ + " has restarted: epoch " + HexId(description.epoch()));
+  description_ = description;
+  return OkStatus();
+}
+
+void PrefillClient::Stop() {
+  stopped_ = true;
+  look_.Set();
+}
+
+void PrefillClient::Leave() {
+  left_ = true;
+  cluster_->Leave(this);
+}
+
+bool PrefillClient::Rejoin() {
+  // One that is not healthy is described again before it is used.
+  if (health_.ok() && !cluster_->Admit(this, description_.compat(), "prefill worker " + address_).ok()) return false;
+  left_ = false;
+  return true;
 }
 
 std::unique_ptr<PrefillCall> PrefillClient::Start(const SequenceState& state, DecodeCall& lease,
@@ -137,7 +165,7 @@ std::unique_ptr<PrefillCall> PrefillClient::Start(const SequenceState& state, De
   request.set_decode_address(remote.address());
   request.set_max_chunk_tokens(static_cast<uint32_t>(options.max_chunk_tokens));
   if (cluster_->compat()) *request.mutable_compat() = *cluster_->compat();
-  loop_->Spawn(RunCall(this, running), "prefill call");
+  calls_.Spawn(RunCall(this, running), "prefill call");
   return std::make_unique<Call>(std::move(running));
 }
 

@@ -9,7 +9,9 @@
 #include "cachalot/v1/prefill.grpc.pb.h"
 #include "common/rpc/client_stream.h"
 #include "common/rpc/event.h"
+#include "common/rpc/task_group.h"
 #include "router/cluster_view.h"
+#include "router/member_client.h"
 #include "router/worker_api.h"
 
 namespace cachalot {
@@ -22,14 +24,16 @@ struct PrefillClientOptions {
   Duration silence_limit = std::chrono::seconds(3);
 };
 
-class PrefillClient final : public PrefillWorker {
+class PrefillClient final : public PrefillWorker, public MemberClient {
  public:
   /// As DecodeClient.
   PrefillClient(rpc::Loop* loop, std::string address, ClusterView* cluster,
                 PrefillClientOptions options = {});
 
-  /// Runs until the loop stops: spawn once.
-  rpc::Task<void> Run();
+  rpc::Task<void> Run() override;
+  void Stop() override;
+  void Leave() override;
+  bool Rejoin() override;
 
   const std::string& name() const override { return address_; }
   Status health() const override { return health_; }
@@ -44,6 +48,7 @@ class PrefillClient final : public PrefillWorker {
   static rpc::Task<void> RunCall(PrefillClient* client, std::shared_ptr<Running> running);
   static rpc::Task<void> Watch(PrefillClient* client, Running* running);
   void NewChannel();
+  Status Admit(v1::Description& description);
 
   rpc::Loop* loop_;
   const std::string address_;
@@ -54,7 +59,10 @@ class PrefillClient final : public PrefillWorker {
   std::unique_ptr<v1::Cluster::Stub> describe_stub_;
   Status health_ = Unavailable("not connected yet");
   WorkerLoad load_;
-  rpc::Event look_;  // describe it now
+  v1::Description description_;  // the last one that was admitted
+  bool stopped_ = false, left_ = false;
+  rpc::Event look_;      // describe it now
+  rpc::TaskGroup calls_;
 };
 
 }  // namespace cachalot

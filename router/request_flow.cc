@@ -41,6 +41,7 @@ class Request {
         options_(options),
         deadline_(deadline),
         siblings_(siblings),
+        generation_(context->generation),
         queue_(std::make_shared<FlowQueue>(context->loop)),
         output_(state_.emitted) {}
 
@@ -84,6 +85,7 @@ class Request {
     // 3. A decode worker with the least work.
     auto decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens());
     CO_RETURN_IF_ERROR(decode.status());
+    CO_RETURN_IF_ERROR(SameModel());
     const bool tried = !tried_decode_.insert(decode->worker).second;
     if (tried && !refusal_.ok()) co_return Refused(refusal_);
     const WorkerPool<DecodeWorker>::Assignment held(context_->decode, decode->worker, 1);
@@ -112,6 +114,7 @@ class Request {
         co_return status;
       }
       CO_RETURN_IF_ERROR(prefill.status());
+      CO_RETURN_IF_ERROR(SameModel());
       const bool tried = !tried_prefill.insert(prefill->worker).second;
       if (tried && !refusal.ok()) co_return Refused(refusal);
       LogDebug(Tag() + "prefill attempt " + std::to_string(attempt_) + " on " + prefill->reason +
@@ -169,9 +172,16 @@ class Request {
   StatusOr<Placement> BesideSiblings(const std::set<size_t>& tried) {
     if (!siblings_ || !siblings_->prefill_worker || tried.contains(*siblings_->prefill_worker))
       return Unavailable("no sibling has a prefill worker");
+    RETURN_IF_ERROR(context_->prefill->Usable(*siblings_->prefill_worker));
     PrefillWorker& worker = context_->prefill->worker(*siblings_->prefill_worker);
-    RETURN_IF_ERROR(worker.health());
     return Placement{*siblings_->prefill_worker, worker.name() + " (beside its siblings)"};
+  }
+
+  /// Its prompt and its tokens are of the model that it began with.
+  Status SameModel() {
+    if (context_->generation == generation_) return OkStatus();
+    over_ = true;
+    return Unavailable("the workers have changed to another model since the request began: send it again");
   }
 
   Status Gone() {
@@ -362,6 +372,7 @@ class Request {
   const PrefillOptions options_;
   const TimePoint deadline_;
   Siblings* siblings_;
+  const uint64_t generation_;
   std::shared_ptr<FlowQueue> queue_;
   std::deque<FlowEvent> kept_;   // taken from the queue before their turn
   std::deque<FlowEvent> early_;  // the decode worker's tokens that overtook the first token

@@ -65,6 +65,9 @@ struct FlowContext {
   WorkerPool<PrefillWorker>* prefill = nullptr;
   FlowOptions options;
   FlowCounters counters;
+  /// Changes when the workers change to another model (ClusterView): requests of before end UNAVAILABLE rather
+  /// than go on there.
+  uint64_t generation = 0;
 };
 
 struct FlowResult {

@@ -20,6 +20,7 @@ const std::map<std::string, Names>& Allowed() {
   static const std::map<std::string, Names> allowed = {
       {"common/base", {}},
       {"common/config", {"common/base"}},
+      {"common/discovery", {"common/base"}},
       {"common/metrics", {"common/base"}},
       {"common/tensor", {"common/base"}},
       {"common/kernels", {"common/tensor", "common/base"}},
@@ -28,7 +29,7 @@ const std::map<std::string, Names>& Allowed() {
       {"common/kv", {"common/tensor", "common/base"}},
       {"common/sampling", {"common/base"}},
       {"common/moe", {"common/kernels", "common/tensor", "common/transport", "common/base", "common/rpc",
-                      "common/cluster", "protos"}},
+                      "common/cluster", "common/discovery", "protos"}},
       {"common/model", {"common/kernels", "common/kv", "common/loader", "common/moe", "common/tensor", "common/base"}},
       {"common/engine", {"common/model", "common/sampling", "common/kv", "common/base"}},
       {"common/rpc", {"common/base", "protos"}},
@@ -50,7 +51,7 @@ const std::map<std::string, Names>& Allowed() {
 /// Folders that never see gRPC or protobuf.
 const Names kNoRpc = {"common/base",    "common/tensor",   "common/kernels", "common/loader", "common/tokenizer",
                       "common/kv",      "common/sampling", "common/model",   "common/engine", "common/config",
-                      "common/metrics", "common/process"};
+                      "common/metrics", "common/process",  "common/discovery"};
 
 constexpr size_t kMaxLines = 700;
 

@@ -287,9 +287,9 @@ TEST_F(DecodeClientTest, AWorkerThatDoesNotFitIsSick) {
       {[](auto& d) { d.mutable_compat()->set_weights("xyz"); }, "weights is \"xyz\" there, \"abc\" here"},
       {[](auto& d) { d.mutable_compat()->set_kv_layout("other"); }, "kv_layout"},
       {[](auto& d) { d.mutable_compat()->set_numerics("cuda"); }, "numerics"},
-      {[](auto& d) { d.set_role(v1::ROLE_PREFILL); }, "it is no decode worker"},
+      {[](auto& d) { d.set_role(v1::ROLE_PREFILL); }, "wanted a decode worker, it is a prefill worker"},
   };
-  ASSERT_TRUE(cluster_.Admit(TestCompat(), "the first worker").ok());
+  ASSERT_TRUE(cluster_.Admit(this, TestCompat(), "the first worker").ok());
   server_->Script([&] { cases[0].spoil(server_->description); });
   Connect();
   for (const auto& c : cases) {

@@ -238,6 +238,7 @@ TEST_F(PrefillClientTest, ASilentConnectionIsLeftBehind) {
 
 TEST_F(PrefillClientTest, AWorkerThatDoesNotFitIsSick) {
   ConnectWell();
+  ASSERT_TRUE(OnLoop([this] { return cluster_.Admit(this, TestCompat(), "another worker"); }).ok());
   server_->Script([this] { server_->description.mutable_compat()->set_mode("fast"); });
   EXPECT_TRUE(Eventually([&] {
     return StatusMessage(Health(*client_)).find("mode is \"fast\" there, \"exact\" here") !=
@@ -248,7 +249,7 @@ TEST_F(PrefillClientTest, AWorkerThatDoesNotFitIsSick) {
     server_->description.set_role(v1::ROLE_DECODE);
   });
   EXPECT_TRUE(Eventually(
-      [&] { return StatusMessage(Health(*client_)).find("it is no prefill worker") != std::string::npos; }));
+      [&] { return StatusMessage(Health(*client_)).find("wanted a prefill worker, it is a decode worker") != std::string::npos; }));
 }
 
 TEST_F(PrefillClientTest, TheEndOfTheLoopCancelsTheCall) {
