@@ -1,0 +1,299 @@
+// Workers that come and go by DNS under load, and routers that die under their streams (DESIGN 2, 7), with real
+// processes.
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <functional>
+#include <map>
+#include <random>
+#include <thread>
+
+#include "tests/integration/cluster_fixture.h"
+#include "tests/support/dns_server.h"
+#include "tests/support/programs.h"
+
+namespace cachalot::testing {
+namespace {
+
+constexpr Duration kStart = std::chrono::seconds(60);
+constexpr size_t kStreams = 16;
+
+std::vector<int32_t> RandomIds(size_t count, uint32_t seed) {
+  std::mt19937 rng(seed);
+  std::vector<int32_t> ids(count);
+  for (int32_t& id : ids) id = static_cast<int32_t>(7 + rng() % 4000);
+  return ids;
+}
+
+/// A port that is free on every address of loopback that these tests use.
+int FreePort() {
+  const char* const hosts[] = {"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"};
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    std::vector<int> sockets;
+    uint16_t port = 0;
+    bool free = true;
+    for (const char* host : hosts) {
+      sockaddr_in address{};
+      address.sin_family = AF_INET;
+      address.sin_port = htons(port);
+      inet_pton(AF_INET, host, &address.sin_addr);
+      socklen_t size = sizeof(address);
+      sockets.push_back(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      free &= bind(sockets.back(), reinterpret_cast<sockaddr*>(&address), size) == 0;
+      getsockname(sockets.back(), reinterpret_cast<sockaddr*>(&address), &size);
+      if (port == 0) port = ntohs(address.sin_port);
+    }
+    for (const int fd : sockets) close(fd);
+    if (free) return port;
+  }
+  ADD_FAILURE() << "no port is free on four addresses";
+  return 0;
+}
+
+/// Real processes that a test starts and ends one by one.
+class Processes {
+ public:
+  ChildProcess& Start(const std::string& name, std::vector<std::string> argv) {
+    argv[0] = std::string(CACHALOT_BINARY_DIR "/") + argv[0];
+    argv.insert(argv.end(), {"--die-with-parent", "--log-level", "warning"});
+    auto child = ChildProcess::Spawn({.argv = argv});
+    EXPECT_TRUE(child.ok()) << child.status();
+    children_[name] = std::move(*child);
+    return *children_[name];
+  }
+  std::string Ready(const std::string& name) {
+    const auto address = children_[name]->WaitReady(std::chrono::steady_clock::now() + kStart);
+    EXPECT_TRUE(address.ok()) << name << ": " << address.status();
+    return address.ok() ? *address : "";
+  }
+  ChildProcess& operator[](const std::string& name) { return *children_[name]; }
+
+ private:
+  std::map<std::string, std::unique_ptr<ChildProcess>> children_;
+};
+
+/// The streams of a test, each on a thread, and what the embedded mode says to the same requests.
+class Streams {
+ public:
+  Streams(EmbeddedModel& embedded, int max_tokens) {
+    for (uint32_t i = 0; i < kStreams; ++i) {
+      requests_.push_back(IdsRequest(RandomIds(20 + i, 50 + i), max_tokens, i % 2 ? 1.f : 0.f, i));
+      answers_.push_back(EmbeddedTokens(embedded, requests_.back()));
+    }
+  }
+  ~Streams() { Join(); }
+
+  /// `again`: asks again and again until Join.
+  void Run(const std::string& routers, bool again) {
+    again_ = again;
+    for (size_t i = 0; i < kStreams; ++i)
+      threads_.emplace_back([this, i, routers] {
+        client::Client client(routers);
+        do {
+          One(client, i);
+        } while (again_);
+      });
+  }
+  void Join() {
+    again_ = false;
+    for (auto& thread : threads_) thread.join();
+    threads_.clear();
+  }
+  size_t tokens() const { return tokens_; }
+  size_t ended() const { return ended_; }
+  /// Waits for `more` tokens from now on.
+  void AwaitTokens(size_t more) const {
+    const size_t end = tokens_ + more;
+    const TimePoint deadline = std::chrono::steady_clock::now() + kStart;
+    while (tokens_ < end && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    EXPECT_GE(tokens_, end) << "the streams stand still";
+  }
+  bool AllStarted() const { return started_ >= kStreams; }
+
+ private:
+  void One(client::Client& client, size_t i) {
+    auto stream = client.Generate(requests_[i]);
+    std::vector<int32_t> ids;
+    client::Event event;
+    while (stream->Next(&event)) {
+      started_ += event.kind == client::Event::Kind::kStarted;
+      tokens_ += event.token_ids.size();
+      ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+    }
+    const auto status = stream->Finish();
+    EXPECT_TRUE(status.ok()) << "stream " << i << ": " << status.message;
+    EXPECT_EQ(ids, answers_[i]) << "stream " << i;
+    ++ended_;
+  }
+
+  std::vector<client::GenerateRequest> requests_;
+  std::vector<std::vector<int32_t>> answers_;
+  std::atomic<size_t> tokens_ = 0, started_ = 0, ended_ = 0;
+  std::atomic<bool> again_ = false;
+  std::vector<std::thread> threads_;
+};
+
+TEST(Routers, AKilledOneLosesNoStream) {
+  const auto cluster = MustStart({.model = DemoDirectory(), .prefill = 1, .decode = 1, .expert_shards = 0});
+  const auto embedded = MustLoad(DemoDirectory());
+  ASSERT_TRUE(cluster && embedded);
+  Processes more;
+  more.Start("router", {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", cluster->prefill(0).address,
+                        "--decode", cluster->decode(0).address});
+  const std::string second = more.Ready("router");
+  Streams streams(*embedded, 200);
+  streams.Run(cluster->router() + "," + second, false);
+  while (!streams.AllStarted()) std::this_thread::yield();
+  streams.AwaitTokens(20 * kStreams);
+  EXPECT_EQ(streams.ended(), 0u) << "the fault strikes behind the streams: the test shows nothing";
+  cluster->router_member().process->Kill();
+  streams.Join();
+  EXPECT_EQ(streams.ended(), kStreams);
+  const Status status = cluster->WaitNothingHeld(std::chrono::seconds(15));
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST(Routers, TheCommandGoesOnToo) {
+  const auto cluster = MustStart({.model = DemoDirectory(), .prefill = 1, .decode = 1, .expert_shards = 0});
+  ASSERT_TRUE(cluster);
+  // The first router is not there; then the only one.
+  Programs programs;
+  const Ended verse = programs.Run({"cachalot", "generate", "--router", "127.0.0.1:1," + cluster->router(), "--chat",
+                                    "Genesis 1:1", "--max-tokens", "64"});
+  EXPECT_EQ(verse.exit.code, 0) << verse.err;
+  EXPECT_EQ(verse.out, "In the beginning God created the heaven and the earth.\n");
+  cluster->router_member().process->Kill();
+  ExpectFails({"cachalot", "generate", "--router", "127.0.0.1:1," + cluster->router(), "--ids", "1"}, kFailed,
+              {"no router answers", "127.0.0.1:1: ", cluster->router() + ": "});
+}
+
+/// A cluster whose router knows names only.
+class DnsTest : public ::testing::Test {
+ protected:
+  void StartWorker(const std::string& role, int host, const std::string& model = DemoDirectory()) {
+    const std::string name = role + std::to_string(host);
+    processes_.Start(name, {"cachalot-" + role, "--listen", Host(host) + ":" + std::to_string(port_), "--model", model,
+                            "--experts", "local"});
+    processes_.Ready(name);
+  }
+  void StartRouter() {
+    processes_.Start("router", {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", Name("prefill"), "--decode",
+                                Name("decode"), "--dns-server", dns_.address(), "--dns-interval-ms", "100"});
+  }
+  std::string Name(const std::string& role) const { return "dns:" + role + ".test:" + std::to_string(port_); }
+  static std::string Host(int host) { return "127.0.0." + std::to_string(host); }
+  void Publish(const std::string& role, const std::vector<int>& hosts) {
+    std::vector<std::string> addresses;
+    for (const int host : hosts) addresses.push_back(Host(host));
+    dns_.Set(role + ".test", addresses);
+  }
+  /// Until the worker there has as many sequences as `fits` wants.
+  bool Eventually(int host, const std::function<bool(const v1::Load&)>& fits) {
+    const TimePoint end = std::chrono::steady_clock::now() + kStart;
+    while (std::chrono::steady_clock::now() < end) {
+      const auto description = ProcessCluster::Describe(Host(host) + ":" + std::to_string(port_));
+      if (description.ok() && fits(description->load())) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // between looks at another process
+    }
+    return false;
+  }
+
+  const int port_ = FreePort();
+  DnsServer dns_;
+  Processes processes_;
+};
+
+TEST_F(DnsTest, NamesThatChangeUnderLoad) {
+  const auto embedded = MustLoad(DemoDirectory());
+  ASSERT_TRUE(embedded);
+  StartWorker("prefill", 1);
+  StartWorker("decode", 2);
+  Publish("prefill", {1});
+  Publish("decode", {2});
+  StartRouter();
+  const std::string router = processes_.Ready("router");
+  Streams streams(*embedded, 60);
+  streams.Run(router, true);
+  streams.AwaitTokens(200);
+
+  // A new decode worker gets work; the old one leaves DNS, keeps what it has, gets no more and is let go.
+  StartWorker("decode", 3);
+  Publish("decode", {2, 3});
+  EXPECT_TRUE(Eventually(3, [](const v1::Load& load) { return load.running_sequences() > 0; }));
+  Publish("decode", {3});
+  EXPECT_TRUE(Eventually(2, [](const v1::Load& load) { return load.leases() == 0; }));
+  processes_["decode2"].Signal(SIGTERM);
+  const auto exit = processes_["decode2"].Wait(std::chrono::steady_clock::now() + kStart);
+  EXPECT_TRUE(exit.ok() && exit->code == 0);
+  streams.AwaitTokens(200);
+
+  // DNS that fails removes nobody.
+  dns_.SetMode(DnsServer::Mode::kFail);
+  const int before = dns_.queries();
+  while (dns_.queries() < before + 4) std::this_thread::yield();
+  streams.AwaitTokens(200);
+  dns_.SetMode(DnsServer::Mode::kAnswer);
+
+  // The prefill worker is replaced by one at another address and killed at once.
+  StartWorker("prefill", 4);
+  Publish("prefill", {4});
+  processes_["prefill1"].Kill();
+  EXPECT_TRUE(Eventually(4, [](const v1::Load& load) { return load.running_sequences() > 0; }));
+  streams.AwaitTokens(200);
+  streams.Join();
+  EXPECT_GE(streams.ended(), kStreams);
+}
+
+TEST_F(DnsTest, ARollingUpgradeToOtherWeights) {
+  const std::string tiny = std::string(CACHALOT_SOURCE_DIR) + "/tests/golden/oracle/tiny";
+  StartWorker("prefill", 1);
+  StartWorker("decode", 2);
+  Publish("prefill", {1});
+  Publish("decode", {2});
+  StartRouter();
+  const std::string router = processes_.Ready("router");
+  client::Client client(router);
+  EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text, "In the beginning God created the heaven and the earth.");
+  // The new ones come first, and are not used while the old ones are there.
+  StartWorker("prefill", 3, tiny);
+  StartWorker("decode", 4, tiny);
+  Publish("prefill", {1, 3});
+  Publish("decode", {2, 4});
+  const int before = dns_.queries();
+  while (dns_.queries() < before + 6) std::this_thread::yield();
+  EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text, "In the beginning God created the heaven and the earth.");
+  // A stream that runs when the old ones leave ends where it began.
+  const auto embedded = MustLoad(DemoDirectory());
+  const auto request = IdsRequest(RandomIds(20, 1), 400, 0, 1);
+  const auto answer = EmbeddedTokens(*embedded, request);
+  auto stream = client.Generate(request);
+  client::Event event;
+  std::vector<int32_t> ids;
+  while (ids.empty() && stream->Next(&event)) ids = event.token_ids;
+  Publish("prefill", {3});
+  Publish("decode", {4});
+  client::ModelInfo info;
+  const TimePoint end = std::chrono::steady_clock::now() + kStart;
+  while ((!client.GetModelInfo(&info).ok() || info.model != "tiny") && std::chrono::steady_clock::now() < end)
+    std::this_thread::yield();
+  EXPECT_EQ(info.model, "tiny");
+  EXPECT_FALSE(info.has_tokenizer);
+  const auto golden = OracleCase::Load(tiny);
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  const auto greedy =
+      Ask(client, IdsRequest(golden->input_ids, static_cast<int>(golden->greedy_tokens.size()), 0, 1));
+  EXPECT_TRUE(greedy.status.ok()) << greedy.status.message;
+  EXPECT_EQ(greedy.ids, golden->greedy_tokens);
+  while (stream->Next(&event)) ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(ids, answer);
+}
+
+}  // namespace
+}  // namespace cachalot::testing
