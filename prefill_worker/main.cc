@@ -17,6 +17,7 @@ struct Config {
   std::string listen = "127.0.0.1:0", metrics_listen, model, kernels = "auto", mode = "exact",
               log_level = "info";
   std::vector<std::string> experts;
+  std::string dns_server;
   int threads = 1, max_sequences = 64, max_queue = 256;
   int64_t max_chunk_tokens = 256, kv_tokens = 131072;
   bool debug_logits = false, die_with_parent = false;
@@ -30,7 +31,9 @@ void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("metrics-listen", &config->metrics_listen, "host:port of /metrics; empty for none");
   schema.Add("model", &config->model, "directory of the checkpoint", NotEmpty());
   schema.Add("experts", &config->experts,
-             "addresses of the expert services, or local to run them in this process");
+             "expert services: host:port, or dns:NAME:PORT for the addresses of a name; or local: in this process",
+             [](const std::vector<std::string>& texts) { return ParseSeeds(texts).status(); });
+  schema.Add("dns-server", &config->dns_server, "ip:port of the DNS server; empty: as the system has it");
   schema.Add("kernels", &config->kernels, "auto, cpu or ref", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &config->threads, "threads that compute", Range(1, 1024));
   schema.Add("max-chunk-tokens", &config->max_chunk_tokens, "tokens of a step", Range<int64_t>(1, 1 << 20));
@@ -70,6 +73,7 @@ PrefillStepLoop::MakeExperts RemoteBackend(const Config& config, const PrefillSe
   return [&](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
     ConnectExpertsOptions options;
     options.give_up = [&process] { return process.stopping(); };
+    options.dns_servers = config.dns_server;
     ASSIGN_OR_RETURN(
         std::unique_ptr<ExpertBackend> experts,
         ConnectExperts(config.experts, loop, server.compat(), weights.config.n_routed_experts, options));

@@ -30,7 +30,7 @@ struct Config {
   std::string listen = "127.0.0.1:8000", metrics_listen, model, log_level = "info";
   std::vector<std::string> prefill, decode;
   std::string dns_server;
-  Duration dns_interval = MembershipOptions().interval;
+  Duration dns_interval = NameWatchOptions().interval;
   bool debug_logits = false, die_with_parent = false;
   Duration drain = std::chrono::seconds(10);
 };
@@ -146,12 +146,12 @@ class Router {
   }
 
   Status MakeMemberships() {
-    ASSIGN_OR_RETURN(std::vector<Seed> decode, ParseSeeds(config_.decode));
-    ASSIGN_OR_RETURN(std::vector<Seed> prefill, ParseSeeds(config_.prefill));
+    ASSIGN_OR_RETURN(const std::vector<Seed> decode, ParseSeeds(config_.decode));
+    ASSIGN_OR_RETURN(const std::vector<Seed> prefill, ParseSeeds(config_.prefill));
     ASSIGN_OR_RETURN(resolver_, AresResolver::Make({.servers = config_.dns_server}));
-    const MembershipOptions options{.interval = config_.dns_interval};
+    const MembershipOptions options{.names = {.interval = config_.dns_interval}};
     decode_members_ = std::make_unique<Membership<DecodeWorker>>(
-        loop_, "decode", std::move(decode), resolver_.get(), &decode_,
+        loop_, "decode", decode, resolver_.get(), &decode_,
         [this, epoch = RandomId()](const std::string& address) {
           auto client = std::make_unique<DecodeClient>(loop_, address, epoch, &cluster_);
           MemberClient* const member = client.get();
@@ -159,7 +159,7 @@ class Router {
         },
         options);
     prefill_members_ = std::make_unique<Membership<PrefillWorker>>(
-        loop_, "prefill", std::move(prefill), resolver_.get(), &prefill_,
+        loop_, "prefill", prefill, resolver_.get(), &prefill_,
         [this](const std::string& address) {
           auto client = std::make_unique<PrefillClient>(loop_, address, &cluster_);
           MemberClient* const member = client.get();

@@ -3,15 +3,15 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "common/base/log.h"
+#include "common/discovery/name_watch.h"
 #include "common/discovery/plan_members.h"
-#include "common/discovery/resolver.h"
-#include "common/discovery/seed.h"
 #include "common/rpc/event.h"
 #include "router/member_client.h"
 #include "router/worker_pool.h"
@@ -19,9 +19,7 @@
 namespace cachalot {
 
 struct MembershipOptions {
-  Duration interval = std::chrono::seconds(5);  // between two questions for a name
-  /// A lost member is a reason to ask at once, but not more often than this.
-  Duration at_least = std::chrono::milliseconds(200);
+  NameWatchOptions names;                          // a lost member is a reason to ask soon
   Duration look = std::chrono::milliseconds(100);  // for members that were lost or became idle
 };
 
@@ -37,52 +35,35 @@ class Membership {
 
   /// `what`: "prefill" or "decode", for the log. `resolver` may be null when no seed is a name; it must be gone
   /// before the loop is.
-  Membership(rpc::Loop* loop, std::string what, std::vector<Seed> seeds, Resolver* resolver,
+  Membership(rpc::Loop* loop, std::string what, const std::vector<Seed>& seeds, Resolver* resolver,
              WorkerPool<Worker>* pool, Make make, MembershipOptions options = {})
       : loop_(loop),
         what_(std::move(what)),
-        resolver_(resolver),
         pool_(pool),
         make_(std::move(make)),
         options_(options),
+        names_(what_ + " workers", NamesAmong(seeds), resolver, options.names),
         wake_(loop) {
-    for (Seed& seed : seeds) {
-      if (seed.dns())
-        names_.push_back({std::move(seed)});
-      else
-        listed_.push_back(std::move(seed.address));
-    }
+    for (const Seed& seed : seeds)
+      if (!seed.dns()) listed_.push_back(seed.address);
   }
 
   /// Runs until the loop stops: spawn once.
   rpc::Task<void> Run() {
     for (const std::string& address : listed_) Add(address, true);
-    const Duration tick = std::min(options_.look, options_.interval);
+    const Duration tick = std::min(options_.look, options_.names.interval);
     while (!names_.empty() && !loop_->stopping()) {
-      Apply();
-      AskWhatIsDue();
+      const bool lost = Apply();
+      names_.Ask(loop_->Now(), lost, [this, loop = loop_] { loop->Post([this] { wake_.Set(); }); });
       co_await wake_.WaitFor(tick);
       wake_.Reset();
     }
   }
 
-  /// What is wrong with the names, or "": "dns:NAME:PORT: why".
-  std::string Trouble() const {
-    std::string trouble;
-    for (const Name& name : names_)
-      if (!name.trouble.ok())
-        trouble += (trouble.empty() ? "" : "; ") + name.seed.text + ": " + StatusMessage(name.trouble);
-    return trouble;
-  }
+  /// What is wrong with the names, or "".
+  std::string Trouble() const { return names_.Trouble(); }
 
  private:
-  struct Name {
-    Seed seed;
-    std::vector<std::string> addresses{};  // of the last answer that had any
-    Status trouble = Unavailable("not resolved yet");
-    bool asking = false;
-    TimePoint asked{};
-  };
   struct Member {
     std::string address;
     bool listed = false, draining = false;
@@ -107,57 +88,30 @@ class Membership {
       co_await rpc::SleepFor(self->loop_, self->options_.look, &self->loop_->scope());
   }
 
-  void AskWhatIsDue() {
-    const TimePoint now = loop_->Now();
-    for (size_t i = 0; i < names_.size(); ++i) {
-      Name& name = names_[i];
-      if (name.asking || (name.asked != TimePoint() && now < name.asked + Pause(name))) continue;
-      name.asking = true;
-      name.asked = now;
-      resolver_->Resolve(name.seed.name, [this, i, loop = loop_](StatusOr<std::vector<std::string>> addresses) {
-        loop->Post([this, i, addresses = std::move(addresses)] { Answered(names_[i], addresses); });
-      });
-    }
-    lost_ = false;
+  static std::vector<Seed> NamesAmong(const std::vector<Seed>& seeds) {
+    std::vector<Seed> names;
+    std::copy_if(seeds.begin(), seeds.end(), std::back_inserter(names), [](const Seed& seed) { return seed.dns(); });
+    return names;
   }
 
-  Duration Pause(const Name& name) const {
-    const bool soon = lost_ || name.addresses.empty();
-    return soon ? std::min(options_.at_least, options_.interval) : options_.interval;
-  }
-
-  void Answered(Name& name, const StatusOr<std::vector<std::string>>& addresses) {
-    name.asking = false;
-    const Status trouble = addresses.ok() && addresses->empty() ? NotFound("no address") : addresses.status();
-    if (StatusMessage(trouble) != StatusMessage(name.trouble)) {
-      if (!trouble.ok())
-        LogWarning(what_ + " workers at " + name.seed.text + ": " + StatusMessage(trouble) + "; its members stay");
-      name.trouble = trouble;
-    }
-    if (!trouble.ok()) return;
-    name.addresses.clear();
-    for (const std::string& host : *addresses) name.addresses.push_back(JoinHostPort(host, name.seed.port));
-    wake_.Set();
-  }
-
-  void Apply() {
-    std::vector<std::string> resolved;
-    for (const Name& name : names_)
-      resolved.insert(resolved.end(), name.addresses.begin(), name.addresses.end());
+  /// True when a member was lost since the last call.
+  bool Apply() {
+    bool lost = false;
     std::vector<MemberState> states;
     for (Member& member : members_) {
       const bool usable = member.worker->health().ok();
-      lost_ |= member.was_usable && !usable;
+      lost |= member.was_usable && !usable;
       member.was_usable = usable;
       states.push_back({member.address, member.listed, member.draining, pool_->Busy(member.id), usable});
     }
-    MemberPlan plan = PlanMembers(states, resolved);
+    MemberPlan plan = PlanMembers(states, names_.Addresses());
     for (const size_t i : plan.drain) Drain(members_[i]);
     for (const size_t i : plan.restore)
       if (!Restore(members_[i]) && !states[i].busy) plan.remove.push_back(i);  // and comes as a new one
     std::sort(plan.remove.begin(), plan.remove.end(), std::greater<>());
     for (const size_t i : plan.remove) Remove(i);
     for (const std::string& address : plan.add) Add(address, false);
+    return lost;
   }
 
   void Drain(Member& member) {
@@ -183,15 +137,13 @@ class Membership {
 
   rpc::Loop* const loop_;
   const std::string what_;
-  Resolver* const resolver_;
   WorkerPool<Worker>* const pool_;
   const Make make_;
   const MembershipOptions options_;
+  NameWatch names_;
   std::vector<std::string> listed_;
-  std::vector<Name> names_;
   std::vector<Member> members_;
   rpc::Event wake_;
-  bool lost_ = false;  // a member has gone since the last question
 };
 
 }  // namespace cachalot

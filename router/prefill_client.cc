@@ -111,7 +111,9 @@ rpc::Task<void> PrefillClient::Run() {
     if (status.ok()) status = CheckRole(v1::ROLE_PREFILL, description->role());
     if (status.ok()) status = Admit(*description);
     if (status.ok() && !health_.ok()) LogInfo("prefill worker " + address_ + " is ready");
-    if (!status.ok() && health_.ok()) LogWarning("prefill worker " + address_ + ": " + StatusMessage(status));
+    const bool unfit = status.code() == StatusCode::kFailedPrecondition &&
+                       StatusMessage(status) != StatusMessage(health_);
+    if (unfit || (!status.ok() && health_.ok())) LogWarning("prefill worker " + address_ + ": " + StatusMessage(status));
     health_ = status;
     if (status.ok())
       load_ = {description->load().running_sequences(), description->load().waiting_tokens(),

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "common/base/ids.h"
 #include "common/base/log.h"
 #include "common/cluster/compat.h"
+#include "common/discovery/ares_resolver.h"
 #include "common/moe/expert_method.h"
 #include "common/rpc/client.h"
 #include "common/transport/grpc_transport.h"
@@ -80,11 +82,59 @@ StatusOr<ShardInfo> CheckPeer(const Peer& peer, const v1::Description& descripti
                    static_cast<int>(description.expert_end())};
 }
 
+/// The services by name: who is there now, whatever shard it has.
+class NamedPeers {
+ public:
+  NamedPeers(rpc::Loop* loop, std::vector<Seed> names, std::vector<std::shared_ptr<Peer>> listed,
+             std::shared_ptr<Resolver> resolver, const NameWatchOptions& options)
+      : loop_(loop),
+        resolver_(std::move(resolver)),
+        watch_("expert services", std::move(names), resolver_.get(), options),
+        listed_(listed.size()),
+        peers_(std::move(listed)) {}
+
+  const std::vector<std::shared_ptr<Peer>>& peers() const { return peers_; }
+  std::string Trouble() const { return watch_.Trouble(); }
+
+  /// Asks DNS when that is due and takes what it has said. Peers that have left DNS are forgotten, but not those
+  /// in `used`.
+  void Update(bool soon, std::span<const std::shared_ptr<Peer>> used = {}) {
+    watch_.Ask(loop_->Now(), soon);
+    const std::vector<std::string> addresses = watch_.Addresses();
+    for (size_t i = peers_.size(); i-- > listed_;) {
+      const auto& peer = peers_[i];
+      const bool stays = std::find(addresses.begin(), addresses.end(), peer->address) != addresses.end() ||
+                         std::find(used.begin(), used.end(), peer) != used.end();
+      if (!stays) peers_.erase(peers_.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+    for (const std::string& address : addresses) {
+      const bool known = std::any_of(peers_.begin(), peers_.end(),
+                                     [&](const auto& peer) { return peer->address == address; });
+      if (!known) peers_.push_back(std::make_shared<Peer>(address));
+    }
+  }
+
+  /// Describes `peer` unless that was done just now; true while an answer may come.
+  bool AskFresh(const std::shared_ptr<Peer>& peer) {
+    const TimePoint now = loop_->Now();
+    const Duration lasts = peer->answer && peer->answer->ok() ? kDescribeTimeout : kAskAgain;
+    if (!peer->asking && (!peer->answer || now >= peer->asked + lasts)) Ask(loop_, peer);
+    return peer->asking;
+  }
+
+ private:
+  rpc::Loop* const loop_;
+  const std::shared_ptr<Resolver> resolver_;
+  NameWatch watch_;
+  const size_t listed_;  // so many come first, and stay
+  std::vector<std::shared_ptr<Peer>> peers_;
+};
+
 class GrpcChannelFactory final : public ChannelFactory {
  public:
   GrpcChannelFactory(rpc::Loop* loop, v1::Compat compat, ShardMap map,
-                     std::vector<std::shared_ptr<Peer>> peers)
-      : loop_(loop), compat_(std::move(compat)), map_(std::move(map)) {
+                     const std::vector<std::shared_ptr<Peer>>& peers, std::unique_ptr<NamedPeers> named)
+      : loop_(loop), compat_(std::move(compat)), map_(std::move(map)), named_(std::move(named)) {
     for (int s = 0; s < map_.shards(); ++s)
       for (const auto& peer : peers)
         if (peer->address == map_[s].address) peers_.push_back(peer);
@@ -96,11 +146,22 @@ class GrpcChannelFactory final : public ChannelFactory {
     // since, but then the stream says so.
     if (!peer->answer || !peer->answer->ok()) Ask(loop_, peer);
     loop_->PollOnce(TimePoint::min());
-    while (!peer->answer && !peer->Refused() && loop_->Now() < deadline)
+    bool others = LookForStandIn(shard);
+    while (!peer->answer && (!peer->Refused() || others) && loop_->Now() < deadline) {
       loop_->PollOnce(std::min(deadline, loop_->Now() + kLookAgain));
+      others = !peer->answer && LookForStandIn(shard);
+    }
     if (!peer->answer)
       return Unavailable(peer->Refused() ? "no connection; trying again" : "no answer to Describe yet");
     const StatusOr<v1::Description> answer = *std::exchange(peer->answer, std::nullopt);
+    if (named_) {
+      // The address may have gone to a pod of another kind: no reason to give the shard up.
+      const Status unfit = answer.ok() ? Fits(shard, *peer, *answer) : answer.status();
+      if (!unfit.ok()) {
+        LookForStandIn(shard);  // for the next Connect
+        return Unavailable(StatusMessage(unfit) + "; looking for another");
+      }
+    }
     if (!answer.ok()) return answer.status();
     ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(*peer, *answer, compat_));
     RETURN_IF_ERROR(map_.CheckSame(info));
@@ -113,11 +174,41 @@ class GrpcChannelFactory final : public ChannelFactory {
                            {.peer = peer->address, .metadata = {{kExpertEpochKey, HexId(info.epoch)}}});
   }
 
+  const ShardInfo* Current(int shard) const override { return named_ ? &map_[shard] : nullptr; }
+
  private:
+  Status Fits(int shard, const Peer& peer, const v1::Description& description) const {
+    ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(peer, description, compat_));
+    return map_.CheckStandIn(shard, info);
+  }
+
+  /// While the shard's service does not answer: asks the others that its name leads to, and puts one that has
+  /// this shard in its place. True while somebody may still answer.
+  bool LookForStandIn(int shard) {
+    std::shared_ptr<Peer>& current = peers_[shard];
+    if (!named_ || current->answer) return false;
+    named_->Update(/*soon=*/true, peers_);
+    bool asking = false;
+    for (const auto& peer : named_->peers()) {
+      if (std::find(peers_.begin(), peers_.end(), peer) != peers_.end()) continue;  // it has its shard
+      if (named_->AskFresh(peer)) {
+        asking = true;
+        continue;
+      }
+      if (!peer->answer || !peer->answer->ok() || !Fits(shard, *peer, **peer->answer).ok()) continue;
+      LogInfo("expert " + map_.Name(shard) + " is replaced by " + peer->address);
+      map_.Replace(shard, *CheckPeer(*peer, **peer->answer, compat_));
+      current = peer;
+      return false;
+    }
+    return asking;
+  }
+
   rpc::Loop* const loop_;
   const v1::Compat compat_;
   ShardMap map_;
   std::vector<std::shared_ptr<Peer>> peers_;  // by shard
+  const std::unique_ptr<NamedPeers> named_;   // null: all addresses are fixed
 };
 
 /// Who has not answered yet and why, or "".
@@ -160,32 +251,98 @@ Status WaitForAnswers(const std::vector<std::shared_ptr<Peer>>& peers, rpc::Loop
   }
 }
 
-}  // namespace
-
-StatusOr<std::unique_ptr<RemoteExperts>> ConnectExperts(const std::vector<std::string>& addresses,
-                                                        rpc::Loop* loop, const v1::Compat& compat,
-                                                        int experts, const ConnectExpertsOptions& options) {
-  std::vector<std::shared_ptr<Peer>> peers;
-  for (const std::string& address : addresses) {
-    for (const auto& peer : peers)
-      if (peer->address == address)
-        return FailedPrecondition("expert service " + address + " is given twice");
-    peers.push_back(std::make_shared<Peer>(address));
-  }
+/// Every one of `peers` must answer, fit, and have a shard of its own.
+StatusOr<ShardMap> WaitForListed(const std::vector<std::shared_ptr<Peer>>& peers, rpc::Loop* loop,
+                                 const v1::Compat& compat, int experts, const ConnectExpertsOptions& options) {
   RETURN_IF_ERROR(WaitForAnswers(peers, loop, options));
   std::vector<ShardInfo> infos;
   for (const auto& peer : peers) {
     ASSIGN_OR_RETURN(ShardInfo info, CheckPeer(*peer, **peer->answer, compat));
     infos.push_back(std::move(info));
   }
-  ASSIGN_OR_RETURN(ShardMap map,
-                   ShardMap::Make(std::move(infos), experts, static_cast<int>(compat.reduction_groups())));
+  return ShardMap::Make(std::move(infos), experts, static_cast<int>(compat.reduction_groups()));
+}
+
+/// What keeps `peers` from covering all shards, after why they do not.
+std::string WhyIncomplete(const std::vector<std::shared_ptr<Peer>>& peers, const Status& incomplete,
+                          const std::string& unfit, const std::string& names) {
+  std::string why = StatusMessage(incomplete);
+  const std::string silent = Missing(peers);
+  for (const std::string& more : {unfit, silent.empty() ? "" : "no answer from " + silent, names})
+    if (!more.empty()) why += "; " + more;
+  return why;
+}
+
+/// Waits until the services that are listed or that names lead to have all shards between them.
+StatusOr<ShardMap> WaitForShards(NamedPeers& named, rpc::Loop* loop, const v1::Compat& compat, int experts,
+                                 const ConnectExpertsOptions& options) {
+  const TimePoint begin = loop->Now(), deadline = begin + options.wait;
+  TimePoint next_log = begin + options.log_every;
+  for (;;) {
+    named.Update(/*soon=*/true);
+    std::vector<ShardInfo> infos;
+    std::string unfit;
+    for (const auto& peer : named.peers()) {
+      named.AskFresh(peer);
+      if (!peer->answer || !peer->answer->ok()) continue;
+      StatusOr<ShardInfo> info = CheckPeer(*peer, **peer->answer, compat);
+      if (info.ok()) {
+        infos.push_back(std::move(*info));
+      } else {
+        unfit += (unfit.empty() ? "" : "; ") + StatusMessage(info.status());
+      }
+    }
+    StatusOr<ShardMap> map = ShardMap::Choose(infos, experts, static_cast<int>(compat.reduction_groups()));
+    if (map.ok()) return map;
+    if (options.give_up && options.give_up()) return Cancelled("waiting for expert services was given up");
+    const TimePoint now = loop->Now();
+    const auto why = [&] { return WhyIncomplete(named.peers(), map.status(), unfit, named.Trouble()); };
+    if (now >= deadline)
+      return DeadlineExceeded("after " + std::to_string(Seconds(now - begin)) + " s: " + why());
+    if (now >= next_log) {
+      LogInfo("waiting for expert services: " + why());
+      next_log = now + options.log_every;
+    }
+    loop->PollOnce(std::min(deadline, now + kAskAgain / 2));
+  }
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<RemoteExperts>> ConnectExperts(const std::vector<std::string>& addresses,
+                                                        rpc::Loop* loop, const v1::Compat& compat,
+                                                        int experts, const ConnectExpertsOptions& options) {
+  std::vector<std::shared_ptr<Peer>> peers;
+  std::vector<Seed> names;
+  for (const std::string& address : addresses) {
+    ASSIGN_OR_RETURN(Seed seed, ParseSeed(address));
+    if (seed.dns()) {
+      names.push_back(std::move(seed));
+      continue;
+    }
+    for (const auto& peer : peers)
+      if (peer->address == address)
+        return FailedPrecondition("expert service " + address + " is given twice");
+    peers.push_back(std::make_shared<Peer>(address));
+  }
+  std::unique_ptr<NamedPeers> named;
+  if (!names.empty()) {
+    std::shared_ptr<Resolver> resolver = options.resolver;
+    if (!resolver) {
+      ASSIGN_OR_RETURN(resolver, AresResolver::Make({.servers = options.dns_servers}));
+    }
+    named = std::make_unique<NamedPeers>(loop, std::move(names), peers, std::move(resolver), options.names);
+  }
+  ASSIGN_OR_RETURN(ShardMap map, named ? WaitForShards(*named, loop, compat, experts, options)
+                                       : WaitForListed(peers, loop, compat, experts, options));
+  if (named) peers = named->peers();
+  const int shards = map.shards();
   static const SteadyClock clock;
-  auto factory = std::make_unique<GrpcChannelFactory>(loop, compat, map, peers);
+  auto factory = std::make_unique<GrpcChannelFactory>(loop, compat, map, peers, std::move(named));
   auto backend = std::make_unique<RemoteExperts>(std::move(map), std::move(factory),
                                                  std::make_shared<LoopProgress>(loop), &clock, options.calls);
   RETURN_IF_ERROR(backend->ConnectAll(loop->Now() + kDescribeTimeout));
-  LogInfo("connected to " + std::to_string(addresses.size()) + " expert services");
+  LogInfo("connected to " + std::to_string(shards) + " expert services");
   return backend;
 }
 

@@ -13,6 +13,7 @@
 #include "cachalot/v1/cluster.pb.h"
 #include "common/base/status.h"
 #include "common/base/time.h"
+#include "common/discovery/name_watch.h"
 #include "common/moe/remote_experts.h"
 #include "common/rpc/loop.h"
 
@@ -23,11 +24,20 @@ struct ConnectExpertsOptions {
   Duration log_every = std::chrono::seconds(2);  // says who is missing
   std::function<bool()> give_up;                 // asked while waiting: true ends it with CANCELLED
   RemoteExpertsOptions calls;
+  /// For names among the addresses: who resolves them (null: c-ares with `dns_servers`, as AresOptions has it).
+  std::shared_ptr<Resolver> resolver;
+  std::string dns_servers;
+  NameWatchOptions names;
 };
 
 /// Waits until every service answers Describe, checks that they fit (CheckCompat) and cover every expert
 /// exactly once, and opens a stream to each. `addresses` as for CreateChannel, in any order.
 /// DEADLINE_EXCEEDED names the silent ones, FAILED_PRECONDITION what does not fit.
+///
+/// With dns:NAME:PORT among them (Seed) every address of the name may be a service: those that do not fit are
+/// passed over, one of several with the same shard is taken, and it waits until all shards are there:
+/// DEADLINE_EXCEEDED names those that are missing. A shard that is lost later is looked for at the name's
+/// addresses of then, too.
 ///
 /// The calling thread drives `loop` (PollOnce) here and in every call of the back end, never from inside a
 /// task of the loop; a loop of a Server must have been started. The back end must go before the loop does.

@@ -40,6 +40,7 @@ Status RemoteExperts::EnsureChannel(int shard, TimePoint deadline) {
     return Broken(shard, made.status());
   }
   channel = std::move(*made);
+  if (const ShardInfo* current = factory_->Current(shard)) map_.Replace(shard, *current);
   ++stats_.connects;
   return OkStatus();
 }

@@ -32,6 +32,9 @@ class ChannelFactory {
   /// Waits until `deadline` at most, where an attempt under way may go on and the next Connect gets its
   /// result.
   virtual StatusOr<std::unique_ptr<FrameChannel>> Connect(int shard, TimePoint deadline) = 0;
+
+  /// The service behind the last channel of `shard` when it may be another than in the beginning, else null.
+  virtual const ShardInfo* Current(int /*shard*/) const { return nullptr; }
 };
 
 struct RemoteExpertsOptions {
@@ -82,7 +85,7 @@ class RemoteExperts final : public ExpertBackend {
   void GiveUp();
   Status Broken(int shard, const Status& why);
 
-  const ShardMap map_;
+  ShardMap map_;
   const std::unique_ptr<ChannelFactory> factory_;
   const std::shared_ptr<Progress> progress_;
   const Clock* const clock_;

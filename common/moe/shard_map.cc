@@ -1,5 +1,8 @@
 #include "common/moe/shard_map.h"
 
+#include <algorithm>
+#include <map>
+
 #include "common/moe/dispatch_plan.h"
 
 namespace cachalot {
@@ -45,6 +48,33 @@ StatusOr<ShardMap> ShardMap::Make(std::vector<ShardInfo> services, int experts, 
     return FailedPrecondition("no expert service for shard " + missing + " of " + std::to_string(shards) +
                               "; " + std::to_string(services.size()) + " given");
   return map;
+}
+
+StatusOr<ShardMap> ShardMap::Choose(const std::vector<ShardInfo>& services, int experts, int groups) {
+  std::map<int, std::vector<ShardInfo>> layouts;  // by how many shards there are
+  std::vector<int> order;
+  for (const ShardInfo& info : services) {
+    std::vector<ShardInfo>& layout = layouts[info.shards];
+    if (layout.empty()) order.push_back(info.shards);
+    const bool known = std::any_of(layout.begin(), layout.end(),
+                                   [&](const ShardInfo& other) { return other.shard == info.shard; });
+    if (!known) layout.push_back(info);
+  }
+  StatusOr<ShardMap> map = FailedPrecondition("no expert service is known");
+  for (const int shards : order) {
+    StatusOr<ShardMap> made = Make(layouts[shards], experts, groups);
+    if (made.ok()) return made;
+    if (shards == order.front()) map = std::move(made);
+  }
+  return map;
+}
+
+Status ShardMap::CheckStandIn(int shard, const ShardInfo& info) const {
+  const ShardInfo& known = infos_[shard];
+  if (known.shard == info.shard && known.shards == info.shards && known.expert_begin == info.expert_begin &&
+      known.expert_end == info.expert_end)
+    return OkStatus();
+  return FailedPrecondition(cachalot::Describe(info) + ", wanted that of " + cachalot::Describe(known));
 }
 
 Status ShardMap::CheckSame(const ShardInfo& info) const {

@@ -25,6 +25,10 @@ class ShardMap {
   /// groups. It says what is missing, doubled or different, with addresses.
   static StatusOr<ShardMap> Make(std::vector<ShardInfo> services, int experts, int groups);
 
+  /// As Make, from services of which several may have one shard (replicas, an old pod beside its successor) or
+  /// another layout: the first complete set in the order given.
+  static StatusOr<ShardMap> Choose(const std::vector<ShardInfo>& services, int experts, int groups);
+
   int shards() const { return static_cast<int>(infos_.size()); }
   int groups() const { return groups_; }
   const ShardInfo& operator[](int shard) const { return infos_[shard]; }
@@ -33,6 +37,10 @@ class ShardMap {
   /// differs. Its epoch may differ.
   Status CheckSame(const ShardInfo& info) const;
   void SetEpoch(int shard, uint64_t epoch) { infos_[shard].epoch = epoch; }
+
+  /// Whether `info` can stand in for `shard`: the same shard, at whatever address. FAILED_PRECONDITION as above.
+  Status CheckStandIn(int shard, const ShardInfo& info) const;
+  void Replace(int shard, ShardInfo info) { infos_[shard] = std::move(info); }
 
   /// "shard 1/4 at 10.0.0.7:7300", for messages.
   std::string Name(int shard) const;

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
+#include <mutex>
 #include <thread>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
@@ -175,6 +177,146 @@ TEST_F(GrpcExperts, ConnectSaysWhoIsSilentMissingOrDifferent) {
   services_[1] = *ExpertService::Start(other, &metrics_);
   addresses_[1] = services_[1]->address();
   ExpectRefused(StatusCode::kFailedPrecondition, AllOf(HasSubstr("numerics"), HasSubstr(addresses_[1])));
+}
+
+/// Names on loopback: 127.0.0.1 and those behind it, all at one port.
+class NamedResolver final : public Resolver {
+ public:
+  void Resolve(const std::string& name, Done done) override {
+    std::lock_guard lock(mutex_);
+    ++asked_;
+    if (addresses_.empty()) return done(NotFound(name + ": no address"));
+    done(addresses_);
+  }
+  void Set(std::vector<std::string> addresses) {
+    std::lock_guard lock(mutex_);
+    addresses_ = std::move(addresses);
+  }
+  int asked() {
+    std::lock_guard lock(mutex_);
+    return asked_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::string> addresses_;
+  int asked_ = 0;
+};
+
+class NamedExperts : public GrpcExperts {
+ protected:
+  static std::string Host(int host) { return "127.0.0." + std::to_string(host); }
+  /// The first takes a free port of 127.0.0.1, the others the same of their hosts.
+  void StartAt(int host, int shard, int shards) {
+    auto service = ExpertService::Start(ConfigOf(shard, shards, Host(host) + ":" + std::to_string(port_)), &metrics_);
+    ASSERT_TRUE(service.ok()) << service.status();
+    const std::string address = (*service)->address();
+    port_ = std::stoi(address.substr(address.rfind(':') + 1));
+    at_[host] = std::move(*service);
+  }
+  void Publish(const std::vector<int>& hosts) {
+    std::vector<std::string> addresses;
+    for (const int host : hosts) addresses.push_back(Host(host));
+    resolver_->Set(addresses);
+  }
+  StatusOr<std::unique_ptr<RemoteExperts>> ConnectByName(Duration wait = kLong) {
+    addresses_ = {"dns:experts.test:" + std::to_string(port_)};
+    ConnectExpertsOptions options{.wait = wait};
+    options.resolver = resolver_;
+    options.names = {std::chrono::milliseconds(50), std::chrono::milliseconds(5)};
+    return Connect(options);
+  }
+  void ExpectTheBits(RemoteExperts& backend) {
+    const auto got = RunUntilOk(backend);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_EQ(want_, *got);
+  }
+
+  int port_ = 0;
+  std::map<int, std::unique_ptr<ExpertService>> at_;
+  const std::shared_ptr<NamedResolver> resolver_ = std::make_shared<NamedResolver>();
+};
+
+TEST_F(NamedExperts, AllShardsOfANameInAnyOrder) {
+  StartAt(1, 1, 2);
+  StartAt(2, 0, 2);
+  Publish({1, 2});
+  const auto backend = ConnectByName();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ExpectTheBits(**backend);
+}
+
+TEST_F(NamedExperts, MissingShardsAreNamedAndWaitedFor) {
+  StartAt(1, 1, 4);
+  const auto unresolved = ConnectByName(std::chrono::milliseconds(50));
+  EXPECT_EQ(unresolved.status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(StatusMessage(unresolved.status()),
+              AllOf(HasSubstr("no expert service is known"), HasSubstr("dns:experts.test:"), HasSubstr("no address")));
+  StartAt(3, 3, 4);
+  Publish({1, 2, 3});  // nobody is at 2
+  const auto some = ConnectByName(std::chrono::milliseconds(500));
+  EXPECT_EQ(some.status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(StatusMessage(some.status()),
+              AllOf(HasSubstr("no expert service for shard 0, 2 of 4"), HasSubstr("no answer from 127.0.0.2:")));
+  std::thread later([&] {
+    const int before = resolver_->asked();
+    while (resolver_->asked() < before + 3) std::this_thread::yield();
+    StartAt(2, 2, 4);
+    StartAt(4, 0, 4);
+    Publish({1, 2, 3, 4});
+  });
+  const auto backend = ConnectByName();
+  later.join();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ExpectTheBits(**backend);
+}
+
+TEST_F(NamedExperts, WhatDoesNotFitIsPassedOver) {
+  StartAt(1, 0, 2);
+  StartAt(2, 1, 4);  // of another layout
+  StartAt(3, 1, 2);
+  StartAt(4, 1, 2);  // a replica
+  Publish({2, 1, 3, 4});
+  const auto backend = ConnectByName();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ExpectTheBits(**backend);
+}
+
+TEST_F(NamedExperts, ALostShardIsFoundAtItsNewAddress) {
+  StartAt(1, 0, 2);
+  StartAt(2, 1, 2);
+  Publish({1, 2});
+  const auto backend = ConnectByName();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ExpectTheBits(**backend);
+  at_.erase(2);
+  const auto away = worker_.Run(**backend, ids_, ids_.size());
+  EXPECT_EQ(away.status().code(), StatusCode::kUnavailable);
+  EXPECT_THAT(StatusMessage(away.status()), HasSubstr("shard 1/2 at 127.0.0.2:"));
+  StartAt(3, 1, 2);
+  StartAt(4, 0, 2);  // a shard that is not lost
+  Publish({1, 3, 4});
+  ExpectTheBits(**backend);
+  // And again, from there; messages know the new place.
+  at_.erase(3);
+  EXPECT_THAT(StatusMessage(worker_.Run(**backend, ids_, ids_.size()).status()), HasSubstr("shard 1/2 at 127.0.0.3:"));
+  // Its old address may be another shard's now.
+  StartAt(3, 0, 2);
+  StartAt(2, 1, 2);
+  Publish({1, 2, 3});
+  ExpectTheBits(**backend);
+}
+
+TEST_F(NamedExperts, OneThatComesBackWhereItWasIsUsedAgain) {
+  StartAt(1, 0, 1);
+  Publish({1});
+  const auto backend = ConnectByName();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  at_.erase(1);
+  EXPECT_FALSE(worker_.Run(**backend, ids_, ids_.size()).ok());
+  resolver_->Set({});  // and DNS knows nothing
+  StartAt(1, 0, 1);
+  ExpectTheBits(**backend);
 }
 
 TEST_F(GrpcExperts, AStreamForAnotherEpochIsRefused) {

@@ -295,5 +295,39 @@ TEST_F(DnsTest, ARollingUpgradeToOtherWeights) {
   EXPECT_EQ(ids, answer);
 }
 
+TEST_F(DnsTest, AnExpertShardMovesUnderLoad) {
+  const auto embedded = MustLoad(DemoDirectory());
+  ASSERT_TRUE(embedded);
+  const auto start_expert = [&](int host, const std::string& shard) {
+    const std::string name = "expert" + std::to_string(host);
+    processes_.Start(name, {"cachalot-expert", "--listen", Host(host) + ":" + std::to_string(port_), "--model",
+                            DemoDirectory(), "--shard", shard});
+    processes_.Ready(name);
+  };
+  start_expert(1, "1/2");
+  start_expert(2, "0/2");
+  Publish("expert", {1, 2});
+  std::map<std::string, std::string> workers;
+  for (const std::string role : {"prefill", "decode"})
+    processes_.Start(role, {"cachalot-" + role, "--listen", "127.0.0.1:0", "--model", DemoDirectory(), "--experts",
+                            Name("expert"), "--dns-server", dns_.address()});
+  for (const std::string role : {"prefill", "decode"}) workers[role] = processes_.Ready(role);
+  processes_.Start("router", {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", workers["prefill"], "--decode",
+                              workers["decode"]});
+  const std::string router = processes_.Ready("router");
+  Streams streams(*embedded, 120);
+  streams.Run(router, false);
+  while (!streams.AllStarted()) std::this_thread::yield();
+  streams.AwaitTokens(10 * kStreams);
+  start_expert(3, "0/2");
+  Publish("expert", {1, 3});
+  EXPECT_EQ(streams.ended(), 0u) << "the fault strikes behind the streams: the test shows nothing";
+  processes_["expert2"].Kill();
+  streams.Join();
+  // Prefill finds it too.
+  client::Client client(router);
+  EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text, "In the beginning God created the heaven and the earth.");
+}
+
 }  // namespace
 }  // namespace cachalot::testing

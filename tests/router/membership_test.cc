@@ -160,7 +160,7 @@ class MembershipTest : public ::testing::Test {
   }
 
   void Start(const std::vector<std::string>& decode = {"dns:decode:1"},
-             MembershipOptions options = {std::chrono::milliseconds(1), {}, std::chrono::milliseconds(1)}) {
+             MembershipOptions options = {{std::chrono::milliseconds(1), {}}, std::chrono::milliseconds(1)}) {
     decode_.emplace(
         &loop_, "decode", *ParseSeeds(decode), &resolver_, &decode_pool_,
         [this](const std::string& address) { return MakeNode<NodeDecode, DecodeWorker>(decodes_, address); }, options);
@@ -353,7 +353,7 @@ TEST_F(MembershipTest, ANameWithoutAnswerLeavesThatOfOthersAlone) {
 
 TEST_F(MembershipTest, ALostMemberIsAReasonToAskAtOnce) {
   // An interval that the test would not live to see.
-  Start({"dns:decode:1"}, {std::chrono::hours(1), {}, std::chrono::milliseconds(1)});
+  Start({"dns:decode:1"}, {{std::chrono::hours(1), {}}, std::chrono::milliseconds(1)});
   ASSERT_TRUE(Settled({"d1:1"}));
   const Request& request = Ask();
   ASSERT_TRUE(Running(request));
