@@ -114,7 +114,11 @@ class Streams {
     while (tokens_ < end && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
     EXPECT_GE(tokens_, end) << "the streams stand still";
   }
-  bool AllStarted() const { return started_ >= kStreams; }
+  void AwaitAllStarted() const {
+    const TimePoint deadline = std::chrono::steady_clock::now() + kStart;
+    while (started_ < kStreams && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    EXPECT_GE(started_, kStreams) << "not all streams have started";
+  }
 
  private:
   void One(client::Client& client, size_t i) {
@@ -149,7 +153,7 @@ TEST(Routers, AKilledOneLosesNoStream) {
   const std::string second = more.Ready("router");
   Streams streams(*embedded, 200);
   streams.Run(cluster->router() + "," + second, false);
-  while (!streams.AllStarted()) std::this_thread::yield();
+  streams.AwaitAllStarted();
   streams.AwaitTokens(20 * kStreams);
   EXPECT_EQ(streams.ended(), 0u) << "the fault strikes behind the streams: the test shows nothing";
   cluster->router_member().process->Kill();
@@ -193,7 +197,14 @@ class DnsTest : public ::testing::Test {
     for (const int host : hosts) addresses.push_back(Host(host));
     dns_.Set(role + ".test", addresses);
   }
-  /// Until the worker there has as many sequences as `fits` wants.
+  /// Until DNS was asked `more` times from now on.
+  void AwaitQueries(int more) {
+    const int end = dns_.queries() + more;
+    const TimePoint deadline = std::chrono::steady_clock::now() + kStart;
+    while (dns_.queries() < end && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    EXPECT_GE(dns_.queries(), end) << "nobody asks";
+  }
+  /// Until the load of the worker there is as `fits` wants.
   bool Eventually(int host, const std::function<bool(const v1::Load&)>& fits) {
     const TimePoint end = std::chrono::steady_clock::now() + kStart;
     while (std::chrono::steady_clock::now() < end) {
@@ -235,8 +246,7 @@ TEST_F(DnsTest, NamesThatChangeUnderLoad) {
 
   // DNS that fails removes nobody.
   dns_.SetMode(DnsServer::Mode::kFail);
-  const int before = dns_.queries();
-  while (dns_.queries() < before + 4) std::this_thread::yield();
+  AwaitQueries(4);
   streams.AwaitTokens(200);
   dns_.SetMode(DnsServer::Mode::kAnswer);
 
@@ -265,8 +275,7 @@ TEST_F(DnsTest, ARollingUpgradeToOtherWeights) {
   StartWorker("decode", 4, tiny);
   Publish("prefill", {1, 3});
   Publish("decode", {2, 4});
-  const int before = dns_.queries();
-  while (dns_.queries() < before + 6) std::this_thread::yield();
+  AwaitQueries(6);
   EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text, "In the beginning God created the heaven and the earth.");
   // A stream that runs when the old ones leave ends where it began.
   const auto embedded = MustLoad(DemoDirectory());
@@ -317,7 +326,7 @@ TEST_F(DnsTest, AnExpertShardMovesUnderLoad) {
   const std::string router = processes_.Ready("router");
   Streams streams(*embedded, 120);
   streams.Run(router, false);
-  while (!streams.AllStarted()) std::this_thread::yield();
+  streams.AwaitAllStarted();
   streams.AwaitTokens(10 * kStreams);
   start_expert(3, "0/2");
   Publish("expert", {1, 3});

@@ -102,6 +102,22 @@ TEST(CommandLine, EachMistakeIsNamed) {
        kUsage,
        {"shard \"8/8\": wanted i/N with i in [0, N)"}},
       {{"cachalot-router", "--prefill", "127.0.0.1:1"}, kUsage, {"--decode is required"}},
+      {{"cachalot-router", "--prefill", "dns:workers", "--decode", "127.0.0.1:1"},
+       kUsage,
+       {"--prefill: \"dns:workers\": wanted dns:NAME:PORT"}},
+      {{"cachalot-decode", "--model", tiny, "--experts", "127.0.0.1:1,dns:///x:1"},
+       kUsage,
+       {"--experts: \"dns:///x:1\": wanted dns:NAME:PORT"}},
+      {{"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1", "--listen", "127.0.0.1:0",
+        "--dns-server", "nowhere"},
+       kUsage,
+       {"DNS server \"nowhere\": wanted IP:PORT"}},
+      {{"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1", "--dns-interval-ms", "1"},
+       kUsage,
+       {"--dns-interval-ms: expected 10 or more"}},
+      {{"cachalot", "generate", "--router", "127.0.0.1:1,127.0.0.1:2", "--ids", "1"},
+       kFailed,
+       {"no router answers: 127.0.0.1:1: ", "; 127.0.0.1:2: "}},
   };
   for (const LineCase& line : cases) {
     std::string text;
@@ -435,6 +451,30 @@ TEST(Peer, ARouterUsesNoWorkersThatDiffer) {
   const Ended ended = programs.End(*router);
   EXPECT_EQ(ended.exit.code, 0);
   EXPECT_THAT(ended.out, Not(HasSubstr("ready")));
+}
+
+TEST(Peer, ARouterNamesBothRolesOfAWrongAddress) {
+  const Server decode(Worker("cachalot-decode", TinyCheckpoint(), {"--experts", "local"}));
+  Programs programs;
+  const auto router = programs.Start({"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", decode.address,
+                                      "--decode", decode.address, "--die-with-parent"});
+  ASSERT_TRUE(router);
+  EXPECT_TRUE(programs.WaitLogged(*router, "wanted a prefill worker, it is a decode worker"));
+  EXPECT_TRUE(router->Running());
+  router->Signal(SIGTERM);
+  EXPECT_EQ(programs.End(*router).exit.code, 0);
+}
+
+TEST(Peer, ARouterSaysWhichNameLeadsNowhere) {
+  Programs programs;
+  const auto router = programs.Start({"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", "127.0.0.1:1",
+                                      "--decode", "dns:decode.test:1", "--dns-server", "127.0.0.1:1",
+                                      "--die-with-parent"});
+  ASSERT_TRUE(router);
+  EXPECT_TRUE(programs.WaitLogged(*router, "decode workers at dns:decode.test:1: decode.test: DNS: "));
+  EXPECT_TRUE(programs.WaitLogged(*router, "waiting for workers: decode: no worker is configured; dns:decode.test:1"));
+  router->Signal(SIGTERM);
+  EXPECT_EQ(programs.End(*router).exit.code, 0);
 }
 
 TEST(Shards, ThatDoNotCoverTheExpertsOnceAreRefused) {
