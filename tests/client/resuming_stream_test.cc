@@ -255,7 +255,7 @@ TEST(ResumingStream, TheDeadlineIsOfAllAttempts) {
   FakeRouter a(1), b(2);
   a.death = b.death = [](int) { return FakeRouter::Death{0}; };
   GenerateRequest request = RequestOf(1);
-  request.timeout_ms = 50;
+  request.timeout_ms = 1000;  // both have been tried by then
   Client client(a.address() + "," + b.address(), {1 << 20});
   const auto stream = client.Generate(request);
   const Seen seen = Collect(*stream);
