@@ -1,5 +1,7 @@
 #include "tests/support/link_proxy.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <array>
 #include <boost/asio.hpp>
@@ -33,6 +35,15 @@ StatusOr<tcp::endpoint> ParseTarget(const std::string& target) {
   if (error || port.empty() || *end || number == 0 || number > 65535)
     return InvalidArgument("link target: wanted IPv4 host:port, got '" + target + "'");
   return tcp::endpoint(host, static_cast<uint16_t>(number));
+}
+
+// Asio leaves close-on-exec to others, but a connection that a child of the test has inherited cannot be cut.
+error_code OpenSocket(auto& socket) {
+  error_code error;
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return {errno, boost::system::system_category()};
+  socket.assign(tcp::v4(), fd, error);
+  return error;
 }
 
 bool Lasts(Kind kind) { return kind == Kind::kDelay || kind == Kind::kHold; }
@@ -77,19 +88,24 @@ struct LinkProxy::Impl {
   // ---- connections
 
   error_code OpenAcceptor(const tcp::endpoint& at) {
-    error_code error;
-    acceptor.open(tcp::v4(), error);
+    error_code error = OpenSocket(acceptor);
     if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
     if (!error) acceptor.bind(at, error);
+    if (!error) acceptor.non_blocking(true, error);  // who connected may have gone when we accept
     if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
     if (!error) Accept();
     return error;
   }
 
   void Accept() {
-    acceptor.async_accept([this](error_code error, tcp::socket socket) {
+    acceptor.async_wait(tcp::acceptor::wait_read, [this](error_code error) {
       if (error) return;  // closed
-      Welcome(std::move(socket));
+      const int fd = ::accept4(acceptor.native_handle(), nullptr, nullptr, SOCK_CLOEXEC);
+      if (fd >= 0) {
+        tcp::socket socket(io);
+        socket.assign(tcp::v4(), fd, error);
+        if (!error) Welcome(std::move(socket));
+      }
       Accept();
     });
   }
@@ -98,6 +114,7 @@ struct LinkProxy::Impl {
     auto c = std::make_shared<Connection>(std::move(socket), next_serial++);
     connections.insert(c);
     Count([](LinkCounters& n) { ++n.accepted, ++n.open; });
+    if (OpenSocket(c->server)) return Close(c, /*reset=*/true);
     c->server.async_connect(target, [this, c](error_code error) {
       if (!c->open) return;
       if (error) return Close(c, /*reset=*/true);

@@ -10,6 +10,8 @@
 #include <optional>
 #include <thread>
 
+#include "common/process/child_process.h"
+
 namespace cachalot::testing {
 namespace {
 
@@ -206,6 +208,18 @@ TEST(LinkProxy, CutsAfterSoManyBytesAndThenPasses) {
   EXPECT_EQ(three.Echo("fghijk"), "fghijk");
   EXPECT_EQ(proxy->counters().resets, 2);
   EXPECT_EQ(proxy->counters().strikes, 1);
+}
+
+TEST(LinkProxy, CutsConnectionsThatAreOlderThanAChildOfThisProcess) {
+  EchoServer server;
+  const auto proxy = MustListen(server.address());
+  Caller caller(*proxy);
+  EXPECT_EQ(caller.Echo("a"), "a");
+  const auto child = ChildProcess::Spawn({.argv = {"sleep", "60"}});
+  ASSERT_TRUE(child.ok()) << child.status();
+  proxy->Set({.kind = Kind::kCut});
+  EXPECT_EQ(caller.Receive(1, kSoon), "");
+  EXPECT_EQ(caller.error(), asio::error::connection_reset);
 }
 
 TEST(LinkProxy, RefusesUntilHealed) {
