@@ -90,7 +90,7 @@ Task<StatusOr<Resp>> UnaryCall(Loop* loop, Stub* stub,
     io->Finish(&response, &status, tag);
   });
   co_await finish;
-  if (!status.ok()) co_return FromGrpc(status);
+  if (!status.ok()) co_return FromGrpc(status, GivenByHandler(*call.context()));
   co_return std::move(response);
 }
 

@@ -48,7 +48,7 @@ class ClientStreamBase {
       CqOperation finish([&](void* tag) { io_->Finish(&status, tag); });
       co_await finish;
       reads_.dead = writes_.dead = true;
-      finished_ = FromGrpc(status);
+      finished_ = FromGrpc(status, GivenByHandler(*call_.context()));
     }
     co_return *finished_;
   }

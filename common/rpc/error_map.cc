@@ -15,8 +15,16 @@ grpc::Status ToGrpc(const Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), message);
 }
 
-Status FromGrpc(const grpc::Status& status) {
-  return MakeStatus(static_cast<StatusCode>(status.error_code()), status.error_message());
+bool GivenByHandler(const grpc::ClientContext& call) {
+  return call.GetServerTrailingMetadata().contains(kHandlerErrorKey);
+}
+
+Status FromGrpc(const grpc::Status& status, bool given_by_handler) {
+  auto code = static_cast<StatusCode>(status.error_code());
+  const bool ambiguous =
+      status.error_code() == grpc::StatusCode::UNKNOWN || status.error_code() == grpc::StatusCode::INTERNAL;
+  if (ambiguous && !given_by_handler) code = StatusCode::kUnavailable;
+  return MakeStatus(code, status.error_message());
 }
 
 bool IsRetryable(StatusCode code) {

@@ -63,12 +63,18 @@ struct BidiCallState {
   ServerStream<Req, Resp> stream;
 };
 
+/// What the call ends with, marked as its handler's when it is an error.
+inline grpc::Status EndOf(ServerCall& call, const Status& status) {
+  if (!status.ok()) call.AddTrailingMetadata(kHandlerErrorKey, "1");
+  return ToGrpc(status);
+}
+
 template <typename Req, typename Resp>
 Task<void> ServeUnary(std::unique_ptr<UnaryCallState<Req, Resp>> state,
                       Shared<UnaryHandler<Req, Resp>> handler) {
   UnaryCallState<Req, Resp>* s = state.get();
   Task<Status> handling = (*handler)(s->call, s->request, &s->response);
-  const grpc::Status status = ToGrpc(co_await std::move(handling));
+  const grpc::Status status = EndOf(s->call, co_await std::move(handling));
   CqOperation finish([s, &status](void* tag) {
     status.ok() ? s->io.Finish(s->response, status, tag) : s->io.FinishWithError(status, tag);
   });
@@ -81,7 +87,7 @@ Task<void> ServeServerStreaming(std::unique_ptr<ServerStreamingCallState<Req, Re
                                 Shared<ServerStreamingHandler<Req, Resp>> handler) {
   ServerStreamingCallState<Req, Resp>* s = state.get();
   Task<Status> handling = (*handler)(s->call, s->request, s->writer);
-  const grpc::Status status = ToGrpc(co_await std::move(handling));
+  const grpc::Status status = EndOf(s->call, co_await std::move(handling));
   CqOperation finish([s, &status](void* tag) { s->writer.io()->Finish(status, tag); });
   co_await finish;
   co_await s->call.WaitReleased();
@@ -92,7 +98,7 @@ Task<void> ServeBidi(std::unique_ptr<BidiCallState<Req, Resp>> state,
                      Shared<BidiHandler<Req, Resp>> handler) {
   BidiCallState<Req, Resp>* s = state.get();
   Task<Status> handling = (*handler)(s->call, s->stream);
-  const grpc::Status status = ToGrpc(co_await std::move(handling));
+  const grpc::Status status = EndOf(s->call, co_await std::move(handling));
   CqOperation finish([s, &status](void* tag) { s->stream.io()->Finish(status, tag); });
   co_await finish;
   co_await s->call.WaitReleased();

@@ -160,7 +160,7 @@ Status TestRouter::Finish() {
   v1::SessionResponse response;
   while (stream_->Read(&response)) Take(response, false);
   finished_ = true;
-  return rpc::FromGrpc(stream_->Finish());
+  return rpc::FromGrpc(stream_->Finish(), /*given_by_handler=*/true);
 }
 
 TestPush::TestPush(rpc::Loop* loop, const std::shared_ptr<grpc::Channel>& channel) : loop_(loop) {

@@ -50,7 +50,7 @@ Status PrefillCaller::Finish() {
   if (!status_) {
     while (Next()) {
     }
-    status_ = rpc::FromGrpc(reader_->Finish());
+    status_ = rpc::FromGrpc(reader_->Finish(), /*given_by_handler=*/true);
   }
   return *status_;
 }

@@ -37,6 +37,7 @@ Status EchoServer::Start() {
 // "fail": an error; "hold": waits for the caller to give up; "meta": echoes metadata; else the text.
 Task<Status> EchoServer::Say(ServerCall& call, const test::EchoRequest& request, test::EchoReply* reply) {
   if (request.text() == "fail") co_return NotFound("no echo here");
+  if (request.text() == "bug") co_return Internal("a bug of the handler");
   if (request.text() == "hold") {
     ++open;
     co_await call.cancelled().WaitUntil(TimePoint::max());

@@ -80,7 +80,9 @@ TEST(ErrorMap, KeepsCodesAndMessagesBothWays) {
   for (int code = 0; code <= 16; ++code) {
     const Status status = MakeStatus(static_cast<StatusCode>(code), code == 0 ? "" : "because");
     EXPECT_EQ(static_cast<int>(ToGrpc(status).error_code()), code);
-    EXPECT_EQ(FromGrpc(ToGrpc(status)), status);
+    EXPECT_EQ(FromGrpc(ToGrpc(status), true), status);
+    const bool grpcs = code == 2 || code == 13;  // UNKNOWN, INTERNAL
+    EXPECT_EQ(FromGrpc(ToGrpc(status), false), grpcs ? Unavailable("because") : status);
   }
   EXPECT_LE(ToGrpc(Internal(std::string(100'000, 'x'))).error_message().size(), 2000u);
   EXPECT_TRUE(IsRetryable(Unavailable("")));
