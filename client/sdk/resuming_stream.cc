@@ -179,7 +179,6 @@ class ResumingStream final : public TokenStream {
       case grpc::StatusCode::UNAVAILABLE:
         return !Cancelled();
       case grpc::StatusCode::CANCELLED:  // unless it is ours, by a router that shuts down
-      case grpc::StatusCode::UNKNOWN:    // a connection that died without a word
         return !Cancelled();
       case grpc::StatusCode::RESOURCE_EXHAUSTED:  // a refusal of a new request is the caller's to handle
       case grpc::StatusCode::ABORTED:

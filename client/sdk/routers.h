@@ -52,7 +52,9 @@ class Failures {
 };
 
 inline Status FromGrpc(const grpc::Status& status) {
-  return {static_cast<int>(status.error_code()), status.error_message()};
+  // No router says UNKNOWN: it is gRPC's word for a connection that broke within a frame.
+  const bool broke = status.error_code() == grpc::StatusCode::UNKNOWN;
+  return {static_cast<int>(broke ? grpc::StatusCode::UNAVAILABLE : status.error_code()), status.error_message()};
 }
 
 }  // namespace cachalot::client
