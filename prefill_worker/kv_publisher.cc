@@ -206,7 +206,8 @@ Status KvPush::StatusOf(const Status& ended) const {
   const std::string where = "decode worker " + address_;
   const std::string sent =
       " (" + std::to_string(sent_frames_) + " frames, " + std::to_string(sent_bytes_) + " bytes sent)";
-  if (watchdog_.barked()) return Unavailable(where + " did not " + watchdog_.missed() + sent);
+  // Not UNAVAILABLE: who tries again under the same lease meets the same silence.
+  if (watchdog_.barked()) return Aborted(where + " did not " + watchdog_.missed() + sent);
   if (ended.ok()) return Unavailable(where + " ended the KV push without a verdict" + sent);
   // CANCELLED is not ours here: the decode worker gave up the stream, as it does when it shuts down.
   if (ended.code() == StatusCode::kCancelled) return Unavailable(where + " ended the KV push" + sent);

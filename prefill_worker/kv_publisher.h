@@ -98,9 +98,9 @@ class KvEncoder final : public PrefillSink {
 
 struct KvPushOptions {
   int64_t window_bytes = 8 << 20;              // encoded ahead of what was sent
-  Duration open = std::chrono::seconds(5);     // until the stream is there
-  Duration write = std::chrono::seconds(5);    // a frame of at most 1 MiB
-  Duration verdict = std::chrono::seconds(5);  // after the commit frame
+  Duration open = std::chrono::seconds(3);     // until the stream is there
+  Duration write = std::chrono::seconds(3);    // a frame of at most 1 MiB
+  Duration verdict = std::chrono::seconds(3);  // after the commit frame
 };
 
 /// Control loop. One stream to the decode worker.
@@ -119,6 +119,9 @@ class KvPush {
   void Cancel();
 
   int64_t sent_bytes() const { return sent_bytes_; }
+  /// The decode worker was silent for too long: its connection is as good as dead.
+  bool silent() const { return watchdog_.barked(); }
+  const std::string& address() const { return address_; }
 
  private:
   rpc::Task<void> SendFrames(rpc::RawClientStream* stream);

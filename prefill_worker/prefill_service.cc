@@ -249,6 +249,8 @@ void PrefillService::EndJob(Job* job, const Status& status) {
   if (job->push) {
     // After an OK verdict the stream is ending by itself; in every other case nobody waits for it.
     if (!job->committed) job->push->Cancel();
+    // A connection whose peer has vanished without a word looks alive for many minutes: the next push makes another.
+    if (job->push->silent()) channels_.erase(job->push->address());
     metrics_->pushed_bytes.Add(static_cast<double>(job->push->sent_bytes()));
   }
   jobs_.erase(job->id);

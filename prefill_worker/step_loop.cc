@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/check.h"
@@ -11,6 +12,9 @@ namespace {
 
 // An idle step thread blocks; it wakes this often to show that it could work.
 constexpr Duration kIdleBeat = std::chrono::seconds(1);
+// How long a chunk waits for experts that are away, and how long between two tries.
+constexpr Duration kExpertOutageGrace = std::chrono::seconds(5);
+constexpr Duration kExpertRetry = std::chrono::milliseconds(20);
 
 }  // namespace
 
@@ -57,7 +61,7 @@ void PrefillStepLoop::Send(Mail mail) {
 void PrefillStepLoop::Main(const MakeExperts& make_experts, std::promise<Status>* started) {
   auto experts = make_experts(&loop_);
   if (!experts.ok()) return started->set_value(experts.status());
-  experts_ = std::make_unique<BeatingExperts>(std::move(*experts), this);
+  experts_ = std::make_unique<PatientExperts>(std::move(*experts), this);
   flow_ = std::make_unique<PrefillFlow>(model_, *experts_, max_chunk_tokens_);
   started->set_value(OkStatus());
   RunChunks();
@@ -66,6 +70,37 @@ void PrefillStepLoop::Main(const MakeExperts& make_experts, std::promise<Status>
   mail_.clear();
   flow_.reset();
   experts_.reset();
+}
+
+Status PrefillStepLoop::PatientExperts::Begin(const ExpertCall& call) {
+  step_->Beat();
+  call_ = call;
+  for (;;) {
+    Status status = experts_->Begin(call_);
+    if (status.ok() || !Again(status)) return status;
+  }
+}
+
+Status PrefillStepLoop::PatientExperts::Wait() {
+  for (;;) {
+    Status status = experts_->Wait();
+    if (status.ok()) away_since_ = TimePoint::max();
+    if (status.ok() || !Again(status)) return status;
+    RETURN_IF_ERROR(Begin(call_));
+  }
+}
+
+bool PrefillStepLoop::PatientExperts::Again(const Status& status) {
+  // One that was silent for a whole time-out has been waited for already.
+  if (status.code() != StatusCode::kUnavailable || step_->stop_) return false;
+  const TimePoint now = step_->loop_.Now();
+  away_since_ = std::min(away_since_, now);
+  if (now - away_since_ >= kExpertOutageGrace) return false;
+  step_->Beat();
+  const TimePoint until = now + kExpertRetry;
+  // Connecting again is the loop's work. Mail waits for the end of the chunk, as always.
+  while (step_->loop_.Now() < until) step_->loop_.PollOnce(until);
+  return true;
 }
 
 void PrefillStepLoop::RunChunks() {

@@ -48,20 +48,24 @@ class PrefillStepLoop {
   TimePoint last_beat() const { return TimePoint(Duration(last_beat_.load(std::memory_order_relaxed))); }
 
  private:
-  // Experts that tell of every layer: a chunk of a large model takes longer than a hang may go unnoticed.
-  class BeatingExperts final : public ExpertBackend {
+  // Experts that tell of every layer: a chunk of a large model takes longer than a hang may go unnoticed. While
+  // a shard is away the layer is begun again, for up to the grace: rows that were pushed cannot be computed again
+  // under the same attempt, and every worker that tried meanwhile would only find the same shard away.
+  class PatientExperts final : public ExpertBackend {
    public:
-    BeatingExperts(std::unique_ptr<ExpertBackend> experts, PrefillStepLoop* step)
+    PatientExperts(std::unique_ptr<ExpertBackend> experts, PrefillStepLoop* step)
         : experts_(std::move(experts)), step_(step) {}
-    Status Begin(const ExpertCall& call) override {
-      step_->Beat();
-      return experts_->Begin(call);
-    }
-    Status Wait() override { return experts_->Wait(); }
+    Status Begin(const ExpertCall& call) override;
+    Status Wait() override;
 
    private:
+    /// True when what failed with `status` should be tried again; some time has passed then.
+    bool Again(const Status& status);
+
     std::unique_ptr<ExpertBackend> experts_;
     PrefillStepLoop* step_;
+    ExpertCall call_;
+    TimePoint away_since_ = TimePoint::max();  // max: the last call went well
   };
   struct Mail {
     enum class Kind { kSubmit, kCancel, kRelease } kind{};
@@ -87,7 +91,7 @@ class PrefillStepLoop {
   std::thread thread_;
 
   // Step thread.
-  std::unique_ptr<BeatingExperts> experts_;
+  std::unique_ptr<PatientExperts> experts_;
   std::unique_ptr<PrefillFlow> flow_;
   std::map<uint64_t, std::shared_ptr<KvEncoder>> encoders_;  // of jobs that may still report
   // Remote experts poll the loop inside a chunk, so what is posted waits here for its end.
