@@ -104,6 +104,7 @@ class Request {
     const auto prompt_tokens = static_cast<int64_t>(state_.prompt.size() + state_.emitted.size());
     std::set<size_t> tried_prefill;
     Status refusal;
+    int aborted = 0;
     for (attempt_ = 1;; ++attempt_) {
       StatusOr<Placement> prefill = BesideSiblings(tried_prefill);
       const bool beside = prefill.ok();
@@ -130,8 +131,10 @@ class Request {
       filling_ = {};
       if (!prefill_failed_) co_return status;
       LogWarning(Tag() + "prefill attempt " + std::to_string(attempt_) + " failed: " + StatusMessage(status));
-      // Rows of logits that went out cannot be taken back.
-      const bool again = rpc::IsRetryable(status) && !over_ && !state_.want_logits &&
+      // ABORTED twice: no prefill worker fills this lease, another pair may do better. Rows of logits that went
+      // out cannot be taken back.
+      aborted += status.code() == StatusCode::kAborted;
+      const bool again = rpc::IsRetryable(status) && aborted < 2 && !over_ && !state_.want_logits &&
                          static_cast<int>(attempt_) < context_->options.max_prefill_attempts;
       if (!again) co_return status;
       if (status.code() == StatusCode::kResourceExhausted) refusal = status;

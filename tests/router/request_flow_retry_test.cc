@@ -135,15 +135,28 @@ TEST_F(RetryTest, ALeaseHasSoManyPrefills) {
   context_.options.max_pairs = 2;
   for (size_t i = 0; i < 2; ++i) {
     decode(i).on_open = [](auto& lease) { lease.Grant(); };
-    prefill(i).on_start = [](auto& call) { call.Fail(Aborted("no luck")); };
+    prefill(i).on_start = [](auto& call) { call.Fail(Unavailable("no luck")); };
   }
   Run();
   const Status status = Outcome();
-  EXPECT_EQ(status.code(), StatusCode::kAborted);
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(prefill(0).calls.size() + prefill(1).calls.size(), 6u);
   EXPECT_EQ(decode(0).leases.size(), 1u);
   EXPECT_EQ(decode(1).leases.size(), 1u);
   EXPECT_EQ(context_.counters.prefill_retries, 4);
+}
+
+TEST_F(RetryTest, ALeaseThatIsRefusedTwiceTakesAnotherPair) {
+  context_.options.max_pairs = 2;
+  for (size_t i = 0; i < 2; ++i) {
+    decode(i).on_open = [](auto& lease) { lease.Grant(); };
+    prefill(i).on_start = [](auto& call) { call.Fail(Aborted("the decode worker takes no frames")); };
+  }
+  Run();
+  EXPECT_EQ(Outcome().code(), StatusCode::kAborted);
+  EXPECT_EQ(prefill(0).calls.size() + prefill(1).calls.size(), 4u);
+  EXPECT_EQ(decode(0).leases.size(), 1u);
+  EXPECT_EQ(decode(1).leases.size(), 1u);
 }
 
 TEST_F(RetryTest, WorkersTroublesAreRetriedAndNeverTheClientsCode) {
