@@ -16,8 +16,8 @@ inline constexpr char kHandlerErrorKey[] = "cachalot-error";
 /// After Finish.
 bool GivenByHandler(const grpc::ClientContext& call);
 
-/// UNKNOWN and INTERNAL that no handler gave are gRPC's words for a link that broke within a frame and for bytes
-/// that are no message: UNAVAILABLE.
+/// UNKNOWN and INTERNAL that no handler gave are gRPC's words for a link that broke within a frame and for
+/// bytes that are no message: UNAVAILABLE.
 Status FromGrpc(const grpc::Status& status, bool given_by_handler);
 
 /// True when the same request may succeed a little later or at another peer: UNAVAILABLE, ABORTED,

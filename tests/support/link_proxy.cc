@@ -322,7 +322,8 @@ void LinkProxy::SetTarget(const std::string& target) {
 }
 
 void LinkProxy::Set(LinkFault fault) {
-  CHECK_MSG(fault.kind != Kind::kRefuse || fault.only.empty(), "connections cannot be refused by what they will say");
+  CHECK_MSG(fault.kind != Kind::kRefuse || fault.only.empty(),
+            "connections cannot be refused by what they will say");
   impl_->Do([&] { impl_->Set(std::move(fault)); });
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 // A TCP proxy between two processes that breaks their link on purpose, at a byte that the test chooses.
 //
-// It forwards bytes and knows no protocol, but it can tell connections apart by marks: texts that occur in what
-// the client has sent (gRPC sends a method's path in plain when a connection first uses it).
+// It forwards bytes and knows no protocol, but it can tell connections apart by marks: texts that occur in
+// what the client has sent (gRPC sends a method's path in plain when a connection first uses it).
 
 #include <cstdint>
 #include <memory>
@@ -16,8 +16,8 @@ namespace cachalot::testing {
 
 enum class Way { kToServer, kToClient, kBoth };
 
-/// One thing that goes wrong. It strikes once: when `after_bytes` bytes have gone the `way` since Set, over all
-/// connections that it is about, or at once when that is 0 and Set finds such a connection.
+/// One thing that goes wrong. It strikes once: when `after_bytes` bytes have gone the `way` since Set, over
+/// all connections that it is about, or at once when that is 0 and Set finds such a connection.
 struct LinkFault {
   enum class Kind {
     kNone,
@@ -38,7 +38,7 @@ struct LinkFault {
 };
 
 struct LinkCounters {
-  int64_t accepted = 0, open = 0;  // connections
+  int64_t accepted = 0, open = 0;        // connections
   int64_t to_server = 0, to_client = 0;  // bytes read
   int64_t strikes = 0, resets = 0;       // faults that came to pass; connections reset by them
 };

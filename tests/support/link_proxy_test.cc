@@ -23,7 +23,9 @@ using Kind = LinkFault::Kind;
 constexpr Duration kSoon = std::chrono::seconds(10);
 constexpr Duration kNever = std::chrono::milliseconds(100);  // nothing may come for so long
 
-std::string AddressOf(const tcp::endpoint& endpoint) { return "127.0.0.1:" + std::to_string(endpoint.port()); }
+std::string AddressOf(const tcp::endpoint& endpoint) {
+  return "127.0.0.1:" + std::to_string(endpoint.port());
+}
 
 /// Sends back what it gets, behind `prefix` at the start of a connection.
 class EchoServer {
@@ -304,7 +306,8 @@ TEST(LinkProxy, FollowsARestartedServer) {
 }
 
 TEST(LinkProxy, RefusesTargetsThatAreNone) {
-  for (const char* target : {"localhost:1", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:1x", ":1"})
+  for (const char* target :
+       {"localhost:1", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:1x", ":1"})
     EXPECT_EQ(LinkProxy::Listen(target).status().code(), StatusCode::kInvalidArgument) << target;
 }
 

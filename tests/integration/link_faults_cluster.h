@@ -1,0 +1,109 @@
+#pragma once
+// Two prefill workers, two decode workers, two expert shards and a router, every link between two of them
+// through a proxy that can break it; and sixteen streams whose tokens are known.
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/integration/cluster_fixture.h"
+#include "tests/support/link_proxy.h"
+
+namespace cachalot::testing {
+
+inline constexpr char kSessionMark[] = "/cachalot.v1.Decode/Session";
+inline constexpr char kPushMark[] = "/cachalot.v1.KvTransfer/Push";
+inline constexpr size_t kStreams = 16;
+
+/// Where a link begins and ends. One worker's links of a kind share a proxy, apart from kDecode0 and
+/// kDecode1: these serve the router's Session and both prefill workers' pushes, which the marks tell apart.
+enum class Link {
+  kClient,  ///< client -> router
+  kPrefill0,
+  kPrefill1,  ///< router -> prefill worker
+  kDecode0,
+  kDecode1,  ///< router and prefill workers -> decode worker
+  kPrefillExpert0,
+  kPrefillExpert1,  ///< prefill workers -> expert shard
+  kDecodeExpert0,
+  kDecodeExpert1,  ///< decode workers -> expert shard
+};
+inline constexpr int kLinks = 9;
+
+class LinkedCluster {
+ public:
+  enum class Role { kExpert, kPrefill, kDecode, kRouter };
+  struct Member {
+    std::unique_ptr<ChildProcess> process;
+    std::string address;  // its own, behind the proxies
+  };
+  struct Options {
+    std::string model;
+    std::vector<std::string> decode_flags;
+  };
+
+  static StatusOr<std::unique_ptr<LinkedCluster>> Start(Options options);
+
+  LinkProxy& link(Link which) { return *links_[static_cast<int>(which)]; }
+  /// The router, through its link.
+  const std::string& address() { return link(Link::kClient).address(); }
+  Member& member(Role role, int i) { return members_[static_cast<int>(role)][i]; }
+
+  /// A process in its place, after it has ended: with a new address and epoch, behind the same links.
+  Status Restart(Role role, int i);
+  void HealAll();
+
+  /// Until no prefill or decode worker holds a block, a lease or a job.
+  Status WaitNothingHeld(Duration at_most);
+  /// "" or who has ended.
+  std::string Ended();
+
+ private:
+  explicit LinkedCluster(Options options) : options_(std::move(options)) {}
+  Status Spawn(Role role, int i);
+  std::vector<Link> LinksTo(Role role, int i) const;
+
+  const Options options_;
+  std::vector<std::unique_ptr<LinkProxy>> links_;
+  std::vector<Member> members_[4];
+};
+
+/// Sixteen requests of verses, short and long, greedy and sampled, and what the embedded mode answers.
+struct Workload {
+  std::vector<client::GenerateRequest> requests;
+  std::vector<std::vector<int32_t>> answers;
+};
+StatusOr<Workload> MakeWorkload(int max_tokens);
+
+struct StreamsResult {
+  std::vector<Output> outputs;
+  Duration longest_silence{};  // of any stream, between two events
+  Duration total{};
+};
+
+/// Starts all streams of a workload at a router, each from a thread and a client of its own.
+class Streams {
+ public:
+  /// `progress` gets the number of tokens that all streams have got so far, after every event, from their
+  /// threads. Streams that got `leave_after` tokens leave (0: none does).
+  Streams(const std::string& router, const Workload& workload, std::function<void(size_t)> progress = nullptr,
+          size_t leave_after = 0);
+  ~Streams();
+  /// Waits for all.
+  StreamsResult Join();
+
+ private:
+  void RunOne(size_t i, const std::string& router, const client::GenerateRequest& request);
+
+  std::function<void(size_t)> progress_;
+  const size_t leave_after_;
+  const TimePoint begin_ = std::chrono::steady_clock::now();
+  std::atomic<size_t> tokens_ = 0;
+  std::vector<Output> outputs_;
+  std::vector<Duration> silences_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace cachalot::testing

@@ -1,0 +1,456 @@
+// Every link of a request's life breaks at the numbered steps of DESIGN 1, and every role dies, stops or
+// drains, under sixteen streams: no token is lost, repeated or wrong, nothing leaks, no process ends.
+
+#include <gmock/gmock.h>
+
+#include <csignal>
+#include <cstdio>
+#include <future>
+#include <thread>
+
+#include "tests/integration/link_faults_cluster.h"
+
+namespace cachalot::testing {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using Kind = LinkFault::Kind;
+using Role = LinkedCluster::Role;
+
+constexpr int kMaxTokens = 64;
+constexpr Duration kSettled = seconds(15), kStrikes = seconds(20);
+constexpr int kUnavailable = 14, kInternal = 13;
+
+/// A place on a request's way, by the number of its step in DESIGN 1.
+struct Step {
+  const char* name;
+  Link link;
+  Way way;
+  const char* only;     // mark of the connections
+  size_t after_tokens;  // of all streams: when the fault is armed
+  int64_t after_bytes;  // since then: when it strikes
+  bool summed;          // frames with checksums: any byte may be flipped
+};
+
+constexpr Step kSteps[] = {
+    {"Step2_Admission", Link::kClient, Way::kToServer, "", 0, 700, false},
+    {"Step4_Open", Link::kDecode0, Way::kToServer, kSessionMark, 0, 400, false},
+    {"Step4_Granted", Link::kDecode0, Way::kToClient, kSessionMark, 0, 150, false},
+    {"Step5_PrefillCall", Link::kPrefill0, Way::kToServer, "", 0, 900, false},
+    {"Step5_FirstToken", Link::kPrefill0, Way::kToClient, "", 0, 500, false},
+    {"Step5_KvPush", Link::kDecode0, Way::kToServer, kPushMark, 0, 60'000, true},
+    {"Step6_Verdict", Link::kDecode0, Way::kToClient, kPushMark, 0, 100, true},
+    {"Step6_StepBatch", Link::kDecode0, Way::kToClient, kSessionMark, 150, 300, false},
+    {"Step7_ExpertsOfPrefill", Link::kPrefillExpert0, Way::kToServer, "", 0, 50'000, true},
+    {"Step7_ExpertsOfDecode", Link::kDecodeExpert1, Way::kToClient, "", 150, 50'000, true},
+    {"Step8_ClientStream", Link::kClient, Way::kToClient, "", 150, 300, false},
+};
+
+enum class What { kDelay, kHold, kHoldLong, kCut, kRefuse, kFlip, kMovedAway };
+
+struct Case {
+  Step step;
+  What what;
+  int64_t more_bytes = 0;  // behind the step's first
+};
+
+const char* NameOf(What what) {
+  switch (what) {
+    case What::kDelay:
+      return "Delay";
+    case What::kHold:
+      return "Hold";
+    case What::kHoldLong:
+      return "HoldLong";
+    case What::kCut:
+      return "Cut";
+    case What::kRefuse:
+      return "Refuse";
+    case What::kFlip:
+      return "Flip";
+    case What::kMovedAway:
+      return "OldConnectionsHang";
+  }
+  return "";
+}
+
+std::string NameOf(const Case& c) {
+  std::string name = std::string(c.step.name) + "_" + NameOf(c.what);
+  if (c.more_bytes) name += "_" + std::to_string(c.more_bytes);
+  return name;
+}
+
+void PrintTo(const Case& c, std::ostream* out) { *out << NameOf(c); }
+
+LinkFault FaultOf(const Case& c) {
+  LinkFault fault{.way = c.step.way, .after_bytes = c.step.after_bytes + c.more_bytes, .only = c.step.only};
+  switch (c.what) {
+    case What::kDelay:
+      fault.kind = Kind::kDelay;
+      // Experts are asked six times a token: the links of the rest may be slower.
+      fault.delay = c.step.link >= Link::kPrefillExpert0 ? milliseconds(3) : milliseconds(20);
+      break;
+    case What::kHold:
+    case What::kHoldLong:
+      fault.kind = Kind::kHold;
+      break;
+    case What::kMovedAway:
+      fault.kind = Kind::kHold;
+      fault.spare_new = true;
+      break;
+    case What::kCut:
+      fault.kind = Kind::kCut;
+      break;
+    case What::kRefuse:
+      fault.kind = Kind::kRefuse;
+      fault.only.clear();
+      break;
+    case What::kFlip:
+      fault.kind = c.step.summed ? Kind::kFlip : Kind::kFlipChunk;
+      break;
+  }
+  return fault;
+}
+
+/// How long it lasts from its strike on; zero: until all streams have ended.
+Duration LastsFor(const Case& c) {
+  const bool experts = c.step.link >= Link::kPrefillExpert0;  // there is no other pair of shards
+  const bool alone = experts || c.step.link == Link::kClient;
+  switch (c.what) {
+    case What::kHold:
+      return seconds(1);
+    case What::kHoldLong:
+      return alone ? seconds(4) : Duration::zero();
+    case What::kRefuse:
+      return alone ? seconds(2) : Duration::zero();
+    default:
+      return Duration::zero();
+  }
+}
+
+class LinkFaultsBase : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    auto cluster = LinkedCluster::Start({.model = DemoDirectory()});
+    ASSERT_TRUE(cluster.ok()) << cluster.status();
+    cluster_ = cluster->release();
+    auto workload = MakeWorkload(kMaxTokens);
+    ASSERT_TRUE(workload.ok()) << workload.status();
+    workload_ = new Workload(std::move(*workload));
+  }
+  static void TearDownTestSuite() {
+    delete std::exchange(cluster_, nullptr);
+    delete std::exchange(workload_, nullptr);
+  }
+  void SetUp() override { ASSERT_TRUE(cluster_ && workload_); }
+
+  static void ExpectExact(const StreamsResult& result) {
+    for (size_t i = 0; i < kStreams; ++i) {
+      const Output& output = result.outputs[i];
+      EXPECT_TRUE(output.status.ok())
+          << "stream " << i << ": " << output.status.code << " " << output.status.message;
+      EXPECT_EQ(output.ids, workload_->answers[i]) << "stream " << i;
+    }
+  }
+
+  /// The client's own link broke: what has come is right, and another call goes on behind it.
+  static void ExpectResumable(const StreamsResult& result) {
+    client::Client client(cluster_->member(Role::kRouter, 0).address);
+    size_t broken = 0;
+    for (size_t i = 0; i < kStreams; ++i) {
+      const Output& output = result.outputs[i];
+      std::vector<int32_t> ids = output.ids;
+      const std::vector<int32_t>& answer = workload_->answers[i];
+      if (!output.status.ok()) {
+        ++broken;
+        EXPECT_TRUE(output.status.code == kUnavailable || output.status.code == kInternal)
+            << "stream " << i << ": " << output.status.code << " " << output.status.message;
+        ASSERT_TRUE(ids.size() <= answer.size() && std::equal(ids.begin(), ids.end(), answer.begin()))
+            << "stream " << i << " got a wrong token";
+        client::GenerateRequest rest = workload_->requests[i];
+        rest.resume_tokens = ids;
+        const Output more = Ask(client, rest);
+        EXPECT_TRUE(more.status.ok()) << "stream " << i << " resumed: " << more.status.message;
+        ids.insert(ids.end(), more.ids.begin(), more.ids.end());
+      }
+      EXPECT_EQ(ids, answer) << "stream " << i;
+    }
+    std::printf("  %zu of %zu streams broke and were resumed\n", broken, kStreams);
+  }
+
+  static void ExpectSettled() {
+    cluster_->HealAll();
+    const Status status = cluster_->WaitNothingHeld(kSettled);
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_EQ(cluster_->Ended(), "") << "a process ended";
+  }
+
+  static void Report(const std::string& name, const StreamsResult& result) {
+    std::printf("  %-40s all streams %.2f s, longest silence of one %.2f s\n", name.c_str(),
+                Seconds(result.total), Seconds(result.longest_silence));
+  }
+
+  static inline LinkedCluster* cluster_ = nullptr;
+  static inline Workload* workload_ = nullptr;
+};
+
+/// Calls `strike` from this thread once all streams together have `tokens` tokens.
+StreamsResult RunWith(const std::string& router, const Workload& workload, size_t tokens,
+                      const std::function<void()>& strike) {
+  std::promise<void> reached;
+  std::atomic<bool> told = false;
+  const auto progress = [&](size_t all) {
+    if (all >= tokens && !told.exchange(true)) reached.set_value();
+  };
+  Streams streams(router, workload, progress);
+  if (reached.get_future().wait_for(kStrikes) == std::future_status::ready) {
+    strike();
+  } else {
+    ADD_FAILURE() << "the streams did not come so far: the test shows nothing";
+  }
+  return streams.Join();
+}
+
+class LinkFaults : public LinkFaultsBase, public ::testing::WithParamInterface<Case> {};
+
+TEST_P(LinkFaults, NoTokenIsLostRepeatedOrWrong) {
+  const Case& c = GetParam();
+  LinkProxy& link = cluster_->link(c.step.link);
+  const LinkFault fault = FaultOf(c);
+  const auto follow = [&] {
+    EXPECT_TRUE(link.WaitStruck(kStrikes)) << "it never struck: the test shows nothing";
+    const Duration lasts = LastsFor(c);
+    if (lasts == Duration::zero()) return;
+    std::this_thread::sleep_for(lasts);  // the fault's own length
+    link.Heal();
+  };
+  StreamsResult result;
+  if (c.step.after_tokens > 0) {
+    result = RunWith(cluster_->address(), *workload_, c.step.after_tokens, [&] {
+      link.Set(fault);
+      follow();
+    });
+  } else {
+    link.Set(fault);
+    Streams streams(cluster_->address(), *workload_);
+    follow();
+    result = streams.Join();
+  }
+  Report(NameOf(c), result);
+  const bool breaks_client = c.what == What::kCut || c.what == What::kFlip || c.what == What::kRefuse;
+  if (c.step.link == Link::kClient && breaks_client) {
+    cluster_->HealAll();
+    ExpectResumable(result);
+  } else {
+    ExpectExact(result);
+  }
+  ExpectSettled();
+}
+
+std::vector<Case> Matrix(std::initializer_list<What> what) {
+  std::vector<Case> cases;
+  for (const Step& step : kSteps)
+    for (What w : what) {
+      // A client whose router has vanished without a word waits for its own deadline: there is nothing to
+      // test.
+      if (step.link == Link::kClient && w == What::kMovedAway) continue;
+      cases.push_back({step, w});
+    }
+  return cases;
+}
+
+const auto kCaseName = [](const auto& info) { return NameOf(info.param); };
+
+INSTANTIATE_TEST_SUITE_P(Steps, LinkFaults,
+                         ::testing::ValuesIn(Matrix({What::kDelay, What::kCut, What::kHold, What::kFlip})),
+                         kCaseName);
+INSTANTIATE_TEST_SUITE_P(DISABLED_Whole, LinkFaults,
+                         ::testing::ValuesIn(Matrix({What::kRefuse, What::kHoldLong, What::kMovedAway})),
+                         kCaseName);
+
+/// Step 9: the clients leave while their Closes cannot get through.
+class ReleaseFaults : public LinkFaultsBase {
+ protected:
+  static void LeaveWhile(Kind kind, Duration lasts) {
+    LinkProxy& link = cluster_->link(Link::kDecode0);
+    client::GenerateRequest endless = workload_->requests[0];
+    endless.max_tokens = 2000;
+    Workload leaving;
+    leaving.requests.assign(kStreams, endless);
+    std::atomic<bool> set = false;
+    Streams streams(
+        cluster_->address(), leaving,
+        [&](size_t all) {
+          if (all < 100 || set.exchange(true)) return;
+          link.Set({.kind = kind, .way = Way::kToServer, .after_bytes = 1, .only = kSessionMark});
+        },
+        /*leave_after=*/20);
+    EXPECT_TRUE(link.WaitStruck(kStrikes));
+    if (lasts > Duration::zero()) {
+      std::this_thread::sleep_for(lasts);
+      link.Heal();
+    }
+    const StreamsResult result = streams.Join();
+    for (const Output& output : result.outputs) EXPECT_EQ(output.status.code, 1) << output.status.message;
+    // Not yet healed, for all the worker knows: its own clock frees what nobody renews.
+    const TimePoint begin = std::chrono::steady_clock::now();
+    const Status status = cluster_->WaitNothingHeld(kSettled);
+    EXPECT_TRUE(status.ok()) << status;
+    std::printf("  freed %.2f s after the last stream left\n",
+                Seconds(std::chrono::steady_clock::now() - begin));
+    ExpectSettled();
+    ExpectExact(Streams(cluster_->address(), *workload_).Join());
+    ExpectSettled();
+  }
+};
+
+TEST_F(ReleaseFaults, Step9_ClosesThatAreHeldBack) { LeaveWhile(Kind::kHold, Duration::zero()); }
+TEST_F(ReleaseFaults, Step9_ClosesThatComeLate) { LeaveWhile(Kind::kHold, seconds(1)); }
+TEST_F(ReleaseFaults, Step9_ASessionThatIsCut) { LeaveWhile(Kind::kCut, Duration::zero()); }
+
+/// What befalls a process, under sixteen streams.
+class RoleFaults : public LinkFaultsBase {
+ protected:
+  static constexpr size_t kMidway = 200;  // tokens, of some 900
+
+  static LinkedCluster::Member& Member(Role role, int i = 0) { return cluster_->member(role, i); }
+
+  /// `strike` at the start, when prompts are computed, or midway, when all decode.
+  static StreamsResult StrikeAfter(size_t tokens, const std::function<void()>& strike) {
+    return RunWith(cluster_->address(), *workload_, tokens, strike);
+  }
+  static void Kill(Role role, int i = 0) {
+    Member(role, i).process->Kill();
+    EXPECT_TRUE(Member(role, i).process->Wait(std::chrono::steady_clock::now() + kSettled).ok());
+  }
+  static void KillAndRestart(Role role, int i = 0) {
+    Kill(role, i);
+    const Status status = cluster_->Restart(role, i);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  static void ExpectExactAgain(const std::string& what) {
+    const StreamsResult after = Streams(cluster_->address(), *workload_).Join();
+    Report(what + ", afterwards", after);
+    ExpectExact(after);
+    ExpectSettled();
+  }
+  static uint64_t EpochOf(Role role, int i = 0) {
+    const auto description = ProcessCluster::Describe(Member(role, i).address);
+    EXPECT_TRUE(description.ok()) << description.status();
+    return description.ok() ? description->epoch() : 0;
+  }
+  static void KilledAndRestarted(Role role, size_t tokens, const char* what) {
+    const uint64_t epoch = EpochOf(role);
+    const StreamsResult result = StrikeAfter(tokens, [&] { KillAndRestart(role); });
+    Report(what, result);
+    ExpectExact(result);
+    EXPECT_NE(EpochOf(role), epoch);
+    ExpectSettled();
+    ExpectExactAgain(what);
+  }
+  static void StoppedFor(Role role, size_t tokens, Duration time, const char* what) {
+    const StreamsResult result = StrikeAfter(tokens, [&] {
+      Member(role).process->Signal(SIGSTOP);
+      std::this_thread::sleep_for(time);  // the fault's own length
+      Member(role).process->Signal(SIGCONT);
+    });
+    Report(what, result);
+    ExpectExact(result);
+    ExpectSettled();
+  }
+  static void Drained(Role role, size_t tokens, const char* what) {
+    const StreamsResult result = StrikeAfter(tokens, [&] {
+      const TimePoint begin = std::chrono::steady_clock::now();
+      Member(role).process->Signal(SIGTERM);
+      const auto exit = Member(role).process->Wait(begin + kSettled);
+      ASSERT_TRUE(exit.ok()) << exit.status();
+      EXPECT_EQ(exit->code, 0) << exit->ToString();
+      std::printf("  drained in %.2f s\n", Seconds(std::chrono::steady_clock::now() - begin));
+    });
+    Report(what, result);
+    ExpectExact(result);
+    const Status held = cluster_->WaitNothingHeld(kSettled);
+    EXPECT_TRUE(held.ok()) << held;
+    const Status restarted = cluster_->Restart(role, 0);
+    ASSERT_TRUE(restarted.ok()) << restarted;
+    ExpectExactAgain(what);
+  }
+};
+
+TEST_F(RoleFaults, KilledPrefillWorker) { KilledAndRestarted(Role::kPrefill, 0, "prefill worker killed"); }
+TEST_F(RoleFaults, KilledDecodeWorker) { KilledAndRestarted(Role::kDecode, kMidway, "decode worker killed"); }
+TEST_F(RoleFaults, KilledExpertService) {
+  KilledAndRestarted(Role::kExpert, kMidway, "expert service killed");
+}
+TEST_F(RoleFaults, KilledExpertServiceDuringPrefill) {
+  KilledAndRestarted(Role::kExpert, 0, "expert service killed during prefill");
+}
+
+TEST_F(RoleFaults, KilledRouterBreaksItsStreamsAndTheNextOneResumesThem) {
+  const StreamsResult result = StrikeAfter(kMidway, [] { KillAndRestart(Role::kRouter); });
+  Report("router killed", result);
+  ExpectResumable(result);
+  ExpectSettled();
+  ExpectExactAgain("router killed");
+}
+
+TEST_F(RoleFaults, StoppedPrefillWorker) {
+  StoppedFor(Role::kPrefill, 0, seconds(5), "prefill worker stopped 5 s");
+}
+TEST_F(RoleFaults, StoppedDecodeWorker) {
+  StoppedFor(Role::kDecode, kMidway, seconds(5), "decode worker stopped 5 s");
+}
+TEST_F(RoleFaults, BrieflyStoppedDecodeWorker) {
+  StoppedFor(Role::kDecode, kMidway, seconds(1), "decode worker stopped 1 s");
+}
+TEST_F(RoleFaults, StoppedExpertService) {
+  StoppedFor(Role::kExpert, kMidway, seconds(3), "expert service stopped 3 s");
+}
+TEST_F(RoleFaults, BrieflyStoppedRouter) {
+  StoppedFor(Role::kRouter, kMidway, seconds(1), "router stopped 1 s");
+}
+TEST_F(RoleFaults, StoppedRouterIsGivenUpByItsWorkersAndGoesOn) {
+  StoppedFor(Role::kRouter, kMidway, seconds(7), "router stopped 7 s");
+}
+
+TEST_F(RoleFaults, DrainedPrefillWorker) { Drained(Role::kPrefill, 0, "prefill worker drained"); }
+TEST_F(RoleFaults, DrainedDecodeWorker) { Drained(Role::kDecode, kMidway, "decode worker drained"); }
+TEST_F(RoleFaults, DrainedDecodeWorkerDuringPrefill) {
+  Drained(Role::kDecode, 0, "decode worker drained at the start");
+}
+
+/// A shard that stays away longer than the grace: the only loss that the design allows to end streams.
+TEST(ExpertOutage, LongerThanTheGraceFailsStreamsWithTheShardsName) {
+  const auto cluster = LinkedCluster::Start({DemoDirectory(), {"--expert-outage-grace-ms", "500"}});
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  const auto workload = MakeWorkload(kMaxTokens);
+  ASSERT_TRUE(workload.ok()) << workload.status();
+  LinkProxy& link = (*cluster)->link(Link::kDecodeExpert1);
+  const StreamsResult result =
+      RunWith((*cluster)->address(), *workload, 200, [&] { link.Set({.kind = Kind::kRefuse}); });
+  std::printf("  all streams %.2f s, longest silence of one %.2f s\n", Seconds(result.total),
+              Seconds(result.longest_silence));
+  for (size_t i = 0; i < kStreams; ++i) {
+    const Output& output = result.outputs[i];
+    const std::vector<int32_t>& answer = workload->answers[i];
+    EXPECT_EQ(output.status.code, kUnavailable) << "stream " << i << ": " << output.status.message;
+    EXPECT_THAT(output.status.message, ::testing::HasSubstr("expert shard 1/2")) << "stream " << i;
+    ASSERT_LT(output.ids.size(), answer.size());
+    EXPECT_TRUE(std::equal(output.ids.begin(), output.ids.end(), answer.begin())) << "stream " << i;
+  }
+  Status held = (*cluster)->WaitNothingHeld(kSettled);
+  EXPECT_TRUE(held.ok()) << held;
+  link.Heal();
+  const StreamsResult after = Streams((*cluster)->address(), *workload).Join();
+  for (size_t i = 0; i < kStreams; ++i) {
+    EXPECT_TRUE(after.outputs[i].status.ok()) << after.outputs[i].status.message;
+    EXPECT_EQ(after.outputs[i].ids, workload->answers[i]) << "nobody but the shard had to restart";
+  }
+  held = (*cluster)->WaitNothingHeld(kSettled);
+  EXPECT_TRUE(held.ok()) << held;
+  EXPECT_EQ((*cluster)->Ended(), "");
+}
+
+}  // namespace
+}  // namespace cachalot::testing
