@@ -2,7 +2,16 @@
 
 #include <algorithm>
 
+#include "common/kv/prefix_index.h"
+
 namespace cachalot {
+namespace {
+
+constexpr int64_t kSnapshotEvery = 4096;
+
+int64_t WholeBlocks(int64_t tokens) { return tokens / PrefixIndex::kBlockTokens * PrefixIndex::kBlockTokens; }
+
+}  // namespace
 
 std::vector<int64_t> PlanChunk(std::span<const int64_t> remaining, std::span<const int64_t> limits,
                                int64_t budget) {
@@ -13,6 +22,16 @@ std::vector<int64_t> PlanChunk(std::span<const int64_t> remaining, std::span<con
     budget -= take[i];
   }
   return take;
+}
+
+std::vector<int64_t> SnapshotCuts(int64_t tokens, int64_t from, int64_t branch) {
+  std::vector<int64_t> cuts = {WholeBlocks(tokens - 1), WholeBlocks(std::min(branch, tokens))};
+  if (WholeBlocks(tokens) == tokens) cuts.push_back(tokens);
+  for (int64_t at = kSnapshotEvery; at < tokens; at += kSnapshotEvery) cuts.push_back(at);
+  std::sort(cuts.begin(), cuts.end());
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+  std::erase_if(cuts, [from](int64_t cut) { return cut <= from; });
+  return cuts;
 }
 
 }  // namespace cachalot

@@ -13,4 +13,13 @@ namespace cachalot {
 std::vector<int64_t> PlanChunk(std::span<const int64_t> remaining, std::span<const int64_t> limits,
                                int64_t budget);
 
+/// Where the KV of a context of `tokens` is worth keeping for other prompts, ascending; chunks end there. All
+/// are multiples of PrefixIndex::kBlockTokens above `from`, up to which it came from the cache itself:
+///  * the last one before the context's last token, where the same prompt would go on, and the context's end
+///    if it is one, where a longer prompt would;
+///  * every 4,096 tokens;
+///  * `branch`, up to which the cache has its blocks: there it leaves another prompt, as it does behind a
+///    system prompt or a document that they share, and a third is likely to leave both.
+std::vector<int64_t> SnapshotCuts(int64_t tokens, int64_t from, int64_t branch);
+
 }  // namespace cachalot

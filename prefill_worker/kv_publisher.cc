@@ -49,7 +49,8 @@ void KvEncoder::OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entri
 }
 
 void KvEncoder::OnFirstToken(OutputToken first, SequenceKv kv) {
-  JobEvent event{.kind = JobEvent::Kind::kFirstToken, .token = first.token, .finish = first.finish};
+  JobEvent event{
+      .kind = JobEvent::Kind::kFirstToken, .token = first.token, .finish = first.finish, .cached = cached_};
   if (first.logprobs) event.logprobs.push_back(std::move(*first.logprobs));
   report_(std::move(event));
   first_token_ = first.token;

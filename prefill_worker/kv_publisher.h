@@ -45,7 +45,7 @@ struct JobEvent {
   enum class Kind {
     kChunk,           // tokens [first, first + count) are computed; logits [count, vocab] when wanted
     kFrames,          // frames to push
-    kFirstToken,      // token, finish, logprobs of that one when wanted
+    kFirstToken,      // token, finish, cached, logprobs of that one when wanted
     kPromptLogprobs,  // of prompt token `first` and those that follow
     kFailed,          // error: the job is over on the step thread
     kPushed,          // error: the verdict, or why there is none
@@ -57,6 +57,7 @@ struct JobEvent {
   std::vector<PushFrame> frames;
   int32_t token = 0;
   FinishReason finish = FinishReason::kNone;
+  int64_t cached = 0;  // tokens of the context that came from the prefix cache
   std::vector<TokenLogprobs> logprobs;
   Status error;
 };
@@ -72,6 +73,7 @@ class KvEncoder final : public PrefillSink {
 
   void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) override;
   void OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) override;
+  void OnCached(int64_t tokens) override { cached_ = tokens; }
   void OnFirstToken(OutputToken first, SequenceKv kv) override;
   void OnError(const Status& status) override;
 
@@ -91,6 +93,7 @@ class KvEncoder final : public PrefillSink {
   std::deque<RowRange> ranges_;  // final rows, a frame each, not yet encoded
   KvTally tally_;
   int64_t in_flight_ = 0;  // bytes encoded and not yet sent
+  int64_t cached_ = 0;
   int32_t first_token_ = 0;
   SequenceKv kv_;  // valid once the job has left the flow, until all is encoded
   bool done_ = false;

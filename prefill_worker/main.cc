@@ -20,6 +20,7 @@ struct Config {
   std::string dns_server;
   int threads = 1, max_sequences = 64, max_queue = 256;
   int64_t max_chunk_tokens = 256, kv_tokens = 131072;
+  PrefixCacheOptions prefix_cache{.bytes = kDefaultPrefixCacheBytes};
   bool debug_logits = false, die_with_parent = false;
   Duration drain_limit = std::chrono::seconds(10);
 };
@@ -39,6 +40,11 @@ void Describe(ConfigSchema& schema, Config* config) {
   schema.Add("max-chunk-tokens", &config->max_chunk_tokens, "tokens of a step", Range<int64_t>(1, 1 << 20));
   schema.Add("kv-tokens", &config->kv_tokens, "tokens of KV in all", Range<int64_t>(1, int64_t{1} << 40));
   schema.Add("max-sequences", &config->max_sequences, "sequences that hold KV at once", Range(1, 1 << 20));
+  schema.Add("prefix-cache-bytes", &config->prefix_cache.bytes,
+             "memory for the KV of prompts that later ones may begin with; 0: none",
+             Range<int64_t>(0, int64_t{1} << 50));
+  schema.Add("prefix-cache-snapshot-percent", &config->prefix_cache.snapshot_percent,
+             "of it, at most, for window rows and state where prompts can go on", Range(1, 100));
   schema.Add("max-queue", &config->max_queue, "jobs that wait or are computed", Range(1, 1 << 20));
   schema.Add("mode", &config->mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("debug-logits", &config->debug_logits, "accept forced tokens and requests for logits");
@@ -63,6 +69,7 @@ PrefillServerOptions ServerOptionsOf(const Config& config) {
   options.max_chunk_tokens = config.max_chunk_tokens;
   options.kv_tokens = config.kv_tokens;
   options.max_sequences = config.max_sequences;
+  options.prefix_cache = config.prefix_cache;
   options.service.max_queue = config.max_queue;
   options.service.debug_logits = config.debug_logits;
   return options;

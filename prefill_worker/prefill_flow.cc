@@ -17,10 +17,12 @@ bool WantsRows(const SequenceState& state) {
 
 }  // namespace
 
-PrefillFlow::PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens)
+PrefillFlow::PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens,
+                         PrefixStore* prefixes)
     : model_(model),
       experts_(experts),
       max_chunk_tokens_(max_chunk_tokens),
+      prefixes_(prefixes),
       sampler_(model.config().vocab_size) {
   CHECK(max_chunk_tokens >= 1);
 }
@@ -32,7 +34,7 @@ void PrefillFlow::Submit(PrefillJob request) {
   const auto same =
       std::find_if(jobs_.begin(), jobs_.end(), [&](const Job& job) { return job.context == context; });
   if (!needs_rows && same != jobs_.end()) return same->followers.push_back(std::move(request));
-  jobs_.push_back({std::move(request), std::move(context), 0, {}});
+  jobs_.push_back({std::move(request), std::move(context)});
 }
 
 void PrefillFlow::Cancel(uint64_t id) {
@@ -52,6 +54,7 @@ void PrefillFlow::TakeOver(Job& job) {
   job.followers.erase(job.followers.begin());
   if (job.done > 0) {
     CopyHandOff(job.request.kv, job.done, &next.kv);
+    if (job.cached > 0) next.sink->OnCached(job.cached);
     next.sink->OnChunk(next.kv, 0, job.done, {});
   }
   job.request = std::move(next);
@@ -63,15 +66,56 @@ int64_t PrefillFlow::waiting_tokens() const {
   return tokens;
 }
 
+std::vector<int64_t> PrefillFlow::Plan() {
+  for (;;) {
+    std::vector<int64_t> remaining, limits;
+    for (const Job& job : jobs_) {
+      remaining.push_back(static_cast<int64_t>(job.context.size()) - job.done);
+      int64_t limit = job.request.max_chunk;
+      if (!job.cuts.empty()) {
+        const int64_t to_cut = job.cuts.front() - job.done;
+        limit = limit > 0 ? std::min(limit, to_cut) : to_cut;
+      }
+      limits.push_back(limit);
+    }
+    auto take = PlanChunk(remaining, limits, max_chunk_tokens_);
+    bool begun = false;  // then there may be room for others
+    for (size_t i = 0; i < jobs_.size(); ++i)
+      if (take[i] > 0) begun |= Begin(jobs_[i]);
+    if (!begun) return take;
+  }
+}
+
+/// The first chunk of the job is due: what of it is in the cache? False when that was known.
+bool PrefillFlow::Begin(Job& job) {
+  if (!prefixes_ || std::exchange(job.begun, true)) return false;
+  const auto tokens = static_cast<int64_t>(job.context.size());
+  // The last token is computed in any case: its logits choose the output.
+  const PrefixIndex::Match match = prefixes_->Find(job.context, tokens - 1);
+  if (!WantsRows(job.request.state)) {
+    prefixes_->Fill(match, &job.request.kv);
+    job.cached = job.done = match.snapshot;
+  }
+  job.cuts = SnapshotCuts(tokens, std::max(job.done, match.snapshot), match.blocks);
+  if (job.done == 0) return true;
+  PrefillSink& sink = *job.request.sink;
+  sink.OnCached(job.cached);
+  sink.OnChunk(job.request.kv, 0, job.done, {});
+  return true;
+}
+
+/// A chunk has ended: was it at a cut?
+void PrefillFlow::Keep(Job& job) {
+  if (job.cuts.empty() || job.done < job.cuts.front()) return;
+  CHECK(job.done == job.cuts.front());
+  prefixes_->Insert(std::span(job.context).first(job.done), job.request.kv);
+  job.cuts.erase(job.cuts.begin());
+}
+
 bool PrefillFlow::Step() {
   last_chunk_tokens_ = 0;
   if (jobs_.empty()) return false;
-  std::vector<int64_t> remaining, limits;
-  for (const Job& job : jobs_) {
-    remaining.push_back(static_cast<int64_t>(job.context.size()) - job.done);
-    limits.push_back(job.request.max_chunk);
-  }
-  const auto take = PlanChunk(remaining, limits, max_chunk_tokens_);
+  const auto take = Plan();
   std::vector<Segment> segments;
   for (int64_t count : take) last_chunk_tokens_ += count;
   for (size_t i = 0; i < jobs_.size(); ++i)
@@ -120,6 +164,7 @@ void PrefillFlow::Fail(size_t i, const Status& status) {
 void PrefillFlow::Report(Job& job, int64_t count, std::span<const float> rows) {
   const SequenceState& state = job.request.state;
   const int64_t from = std::exchange(job.done, job.done + count);
+  Keep(job);
   job.request.sink->OnChunk(job.request.kv, from, job.done,
                             state.want_logits ? rows : std::span<const float>());
   if (state.params.prompt_logprobs == kNoLogprobs) return;
@@ -132,6 +177,7 @@ void PrefillFlow::Finish(Job& job, std::span<const float> last_logits) {
   for (PrefillJob& follower : job.followers) CopyHandOff(job.request.kv, job.done, &follower.kv);
   Choose(job.request, last_logits);
   for (PrefillJob& follower : job.followers) {
+    if (job.cached > 0) follower.sink->OnCached(job.cached);
     follower.sink->OnChunk(follower.kv, 0, job.done, {});
     Choose(follower, last_logits);
   }

@@ -7,12 +7,16 @@
 // Several short prompts share a chunk; a long one is spread over many. Jobs of one and the same context are
 // computed once: those that come while another waits or runs follow it, and get its rows and its last logits
 // (a request for n outputs is n such jobs).
+//
+// With a prefix cache a job whose context begins as an earlier one did starts behind what is kept of that: it
+// is looked up when its first chunk is due, so that it finds what the jobs before it have left.
 
 #include <deque>
 #include <memory>
 #include <vector>
 
 #include "common/engine/generation.h"
+#include "common/kv/prefix_store.h"
 #include "common/model/forward.h"
 
 namespace cachalot {
@@ -24,12 +28,15 @@ class PrefillSink {
 
   /// Tokens [from, to) are in `kv`: their compressed rows are final. `logits`, one row a token, only when the
   /// sequence wants them. The last chunk is announced before OnFirstToken.
-  /// A job that followed another hears of all that it got as of one chunk.
+  /// A job that followed another hears of all that it got as of one chunk; so it does of a cached prefix.
   virtual void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) = 0;
 
   /// Behind each OnChunk when the sequence wants them: of prompt token `first` and those that follow, in
   /// order from prompt token 1.
   virtual void OnPromptLogprobs(int64_t /*first*/, std::vector<TokenLogprobs> /*entries*/) {}
+
+  /// Before the first OnChunk, when the first `tokens` of the context came from the prefix cache.
+  virtual void OnCached(int64_t /*tokens*/) {}
 
   /// The output token at index emitted.size(), and the finished KV.
   virtual void OnFirstToken(OutputToken first, SequenceKv kv) = 0;
@@ -48,7 +55,9 @@ struct PrefillJob {
 
 class PrefillFlow {
  public:
-  PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens);
+  /// `prefixes` may be null: no cache.
+  PrefillFlow(Model& model, ExpertBackend& experts, int64_t max_chunk_tokens,
+              PrefixStore* prefixes = nullptr);
 
   /// Follows another job if it can: it needs rows of its own when it wants logits or prompt log
   /// probabilities.
@@ -70,9 +79,15 @@ class PrefillFlow {
     PrefillJob request;
     std::vector<int32_t> context;
     int64_t done = 0;
-    std::vector<PrefillJob> followers;  // of the same context; their KV is empty
+    std::vector<PrefillJob> followers = {};  // of the same context; their KV is empty
+    bool begun = false;                      // looked up in the cache
+    int64_t cached = 0;                      // tokens that came from there
+    std::vector<int64_t> cuts = {};          // where the cache wants its KV, ascending; those to come
   };
   void TakeOver(Job& job);
+  std::vector<int64_t> Plan();
+  bool Begin(Job& job);
+  void Keep(Job& job);
   void Fail(size_t i, const Status& status);
   void Report(Job& job, int64_t count, std::span<const float> rows);
   void Finish(Job& job, std::span<const float> last_logits);
@@ -81,6 +96,7 @@ class PrefillFlow {
   Model& model_;
   ExpertBackend& experts_;
   const int64_t max_chunk_tokens_;
+  PrefixStore* const prefixes_;
   Sampler sampler_;
   std::deque<Job> jobs_;
   int64_t last_chunk_tokens_ = 0;

@@ -22,9 +22,11 @@ PrefillServer::PrefillServer(PrefillServerOptions options, PrefillEngine engine,
       engine_(std::move(engine)),
       registry_(registry),
       metrics_(*registry),
+      prefix_metrics_(*registry, "cachalot_prefill"),
       pools_(KvLayout(KvShapeOf(engine_.weights->config, engine_.kernels->mode)), options_.max_sequences, options_.kv_tokens),
       model_(engine_.weights, *engine_.kernels, *engine_.threads),
-      step_(model_, options_.max_chunk_tokens, &metrics_),
+      prefixes_(MakePrefixStore(model_, pools_.layout(), options_.prefix_cache)),
+      step_(model_, options_.max_chunk_tokens, &metrics_, prefixes_.get()),
       server_({.listen = options_.listen, .max_message_bytes = kAssetsMessageBytes}),
       control_(server_.AddLoop({.name = "control"})) {
   description_.set_role(v1::ROLE_PREFILL);
@@ -34,8 +36,10 @@ PrefillServer::PrefillServer(PrefillServerOptions options, PrefillEngine engine,
                                               description_, &metrics_, options_.service);
   if (options_.assets) assets_ = std::make_unique<AssetsService>(&server_, control_, *options_.assets);
   health_service_ = std::make_unique<rpc::HealthService>(&server_, control_, &health_);
-  collector_ = registry_->AddCollector(
-      [this] { metrics_.kv_blocks_used.Set(static_cast<double>(pools_.used_blocks())); });
+  collector_ = registry_->AddCollector([this] {
+    metrics_.kv_blocks_used.Set(static_cast<double>(pools_.used_blocks()));
+    if (prefixes_) prefix_metrics_.Refresh(prefixes_->stats());
+  });
 }
 
 PrefillServer::~PrefillServer() {

@@ -13,6 +13,8 @@
 #include "common/rpc/health.h"
 #include "common/rpc/server.h"
 #include "prefill_worker/prefill_service.h"
+#include "prefill_worker/prefix_cache.h"
+#include "prefill_worker/prefix_cache_metrics.h"
 
 namespace cachalot {
 
@@ -21,6 +23,7 @@ struct PrefillServerOptions {
   int64_t max_chunk_tokens = 256;
   int64_t kv_tokens = 131072;
   int max_sequences = 64;
+  PrefixCacheOptions prefix_cache;
   PrefillServiceOptions service;
   std::optional<v1::GetModelAssetsResponse> assets;   // served to routers, when given
   Duration experts_ready = std::chrono::seconds(15);  // how long Start waits for the experts
@@ -63,8 +66,10 @@ class PrefillServer {
   const PrefillEngine engine_;
   MetricsRegistry* registry_;
   PrefillMetrics metrics_;
+  PrefixCacheMetrics prefix_metrics_;
   BlockPools pools_;
   Model model_;
+  const std::unique_ptr<PrefixStore> prefixes_;  // null when off; the step thread's
   const SteadyClock clock_;
   PrefillStepLoop step_;
   v1::Description description_;

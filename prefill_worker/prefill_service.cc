@@ -27,6 +27,7 @@ v1::PrefillEvent FirstTokenOf(const JobEvent& event) {
   v1::PrefillEvent message;
   message.mutable_first_token()->set_token(event.token);
   message.mutable_first_token()->set_finish(ToProto(event.finish));
+  message.mutable_first_token()->set_cached_tokens(event.cached);
   if (!event.logprobs.empty())
     *message.mutable_first_token()->mutable_logprobs() = ToProto(event.logprobs[0]);
   return message;

@@ -18,8 +18,9 @@ constexpr Duration kExpertRetry = std::chrono::milliseconds(20);
 
 }  // namespace
 
-PrefillStepLoop::PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics)
-    : model_(model), max_chunk_tokens_(max_chunk_tokens), metrics_(metrics) {
+PrefillStepLoop::PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics,
+                                 PrefixStore* prefixes)
+    : model_(model), max_chunk_tokens_(max_chunk_tokens), metrics_(metrics), prefixes_(prefixes) {
   Beat();
 }
 
@@ -62,7 +63,7 @@ void PrefillStepLoop::Main(const MakeExperts& make_experts, std::promise<Status>
   auto experts = make_experts(&loop_);
   if (!experts.ok()) return started->set_value(experts.status());
   experts_ = std::make_unique<PatientExperts>(std::move(*experts), this);
-  flow_ = std::make_unique<PrefillFlow>(model_, *experts_, max_chunk_tokens_);
+  flow_ = std::make_unique<PrefillFlow>(model_, *experts_, max_chunk_tokens_, prefixes_);
   started->set_value(OkStatus());
   RunChunks();
   // What is left holds KV, whose pools may go with this thread, or streams of the loop.

@@ -25,7 +25,9 @@ class PrefillStepLoop {
   using MakeExperts = std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop* loop)>;
 
   /// What it is given must outlive this.
-  PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics);
+  /// `prefixes` may be null: no cache.
+  PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics,
+                  PrefixStore* prefixes = nullptr);
   /// Stops.
   ~PrefillStepLoop();
   PrefillStepLoop(const PrefillStepLoop&) = delete;
@@ -87,6 +89,7 @@ class PrefillStepLoop {
   Model& model_;
   const int64_t max_chunk_tokens_;
   PrefillMetrics* metrics_;
+  PrefixStore* const prefixes_;
   std::atomic<int64_t> last_beat_{0};
   std::thread thread_;
 

@@ -143,7 +143,9 @@ rpc::Task<void> GenerationService::RunChoice(Choices* choices, SequenceState sta
   }
   choices->tokens += sink.tokens() - before;
   if (result.ok()) {
-    (void)co_await sink.Finished(result->finish, prompt_tokens);
+    // Resumed requests have output tokens in their context too.
+    const auto cached_tokens = static_cast<int>(std::min<int64_t>(result->cached_tokens, prompt_tokens));
+    (void)co_await sink.Finished(result->finish, prompt_tokens, cached_tokens);
   } else if (choices->status.ok()) {
     choices->status = result.status();
     choices->stream->Abandon();

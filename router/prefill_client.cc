@@ -36,6 +36,7 @@ struct PrefillClient::Running {
       news.index = request.state().emitted_size();
       news.token = event.first_token().token();
       news.finish = FromProto(event.first_token().finish());
+      news.cached = event.first_token().cached_tokens();
       auto logprobs = FromProto(event.first_token().logprobs());
       if (!logprobs.ok()) return Fail(logprobs.status());
       if (*logprobs) news.logprobs.push_back(std::move(**logprobs));

@@ -50,7 +50,7 @@ class Request {
   rpc::Task<StatusOr<FlowResult>> Run() {
     for (int pair = 1;; ++pair) {
       const Status status = co_await RunPair();
-      if (status.ok()) co_return FlowResult{finish_, NextIndex()};
+      if (status.ok()) co_return FlowResult{finish_, NextIndex(), cached_.value_or(0)};
       // Another pair can go on only if this one died under the request; debugging runs are not resumed.
       const bool again = pair < context_->options.max_pairs && rpc::IsRetryable(status) && !over_ &&
                          !state_.want_logits && context_->loop->Now() < deadline_;
@@ -299,6 +299,7 @@ class Request {
       }
       case Kind::kFirstToken: {
         if (event.attempt != attempt_) break;
+        if (!cached_) cached_ = event.cached;
         Status status = co_await Emit(event, tokens);
         while (status.ok() && finish_ == FinishReason::kNone && !early_.empty()) {
           FlowEvent next = std::move(early_.front());
@@ -387,6 +388,7 @@ class Request {
   std::vector<int32_t> output_;  // all tokens that the client has or gets next
   std::vector<TokenLogprobs> logprobs_;  // of the tokens that go out next
   int64_t next_prompt_logprob_ = 1;
+  std::optional<int64_t> cached_;  // of the first prefill that chose a token
   uint32_t attempt_ = 0;
   FinishReason finish_ = FinishReason::kNone;
   bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false;

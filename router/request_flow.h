@@ -73,6 +73,7 @@ struct FlowContext {
 struct FlowResult {
   FinishReason finish = FinishReason::kNone;
   int64_t output_tokens = 0;  // emitted before included
+  int64_t cached_tokens = 0;  // of the first prefill's context, from a prefix cache
 };
 
 /// Runs an admitted request to its end. `cancel` stops it, as does `deadline`. Everything that it holds is

@@ -87,7 +87,7 @@ rpc::Task<bool> ChoiceSink::PromptLogprobs(int64_t first, std::vector<TokenLogpr
   co_return true;
 }
 
-rpc::Task<bool> ChoiceSink::Finished(FinishReason reason, int prompt_tokens) {
+rpc::Task<bool> ChoiceSink::Finished(FinishReason reason, int prompt_tokens, int cached_tokens) {
   v1::GenerateResponse response;
   v1::Finished* finished = response.mutable_finished();
   const bool length = reason == FinishReason::kLength && !text_.stopped();
@@ -96,6 +96,7 @@ rpc::Task<bool> ChoiceSink::Finished(FinishReason reason, int prompt_tokens) {
   finished->set_matched_stop(text_.matched_stop());
   finished->set_text(text_.Finish());
   finished->mutable_usage()->set_prompt_tokens(prompt_tokens);
+  finished->mutable_usage()->set_cached_tokens(cached_tokens);
   finished->mutable_usage()->set_completion_tokens(static_cast<int32_t>(text_.tokens()));
   const bool written = co_await stream_->Write(std::move(response));
   co_return written;

@@ -63,7 +63,7 @@ class ChoiceSink final : public FlowSink {
   rpc::Task<bool> PromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) override;
   bool Complete() const override { return text_.stopped(); }
 
-  rpc::Task<bool> Finished(FinishReason reason, int prompt_tokens);
+  rpc::Task<bool> Finished(FinishReason reason, int prompt_tokens, int cached_tokens);
   /// Output tokens, those that the client had included.
   int64_t tokens() const { return text_.tokens(); }
 

@@ -30,6 +30,7 @@ struct FlowEvent {
   int64_t index = 0;
   int32_t token = 0;
   FinishReason finish = FinishReason::kNone;
+  int64_t cached = 0;  // kFirstToken: tokens of the context from the prefill worker's prefix cache
   Status error;
   int64_t first_row = 0;
   std::vector<float> logits;

@@ -3,6 +3,7 @@
 
 #include "client/cli/commands.h"
 #include "client/cli/generator.h"
+#include "client/embedded/embedded_model.h"
 
 namespace cachalot::cli {
 namespace {
@@ -29,6 +30,7 @@ Status Talk(Generator& generator, const GenerationOptions& options, const std::s
 
 int ChatCommand(const std::vector<std::string>& words) {
   Target target;
+  target.prefix_cache_bytes = kDefaultPrefixCacheBytes;  // a turn begins with those before it
   GenerationOptions options;
   options.max_tokens = 512;
   std::string system;

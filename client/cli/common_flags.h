@@ -15,6 +15,7 @@ struct Target {
   std::string model, router;
   std::string mode = "exact", kernels = "auto";
   int threads = 1;
+  int64_t prefix_cache_bytes = 0;  // no flag: of commands that ask more than once
 
   void AddTo(ConfigSchema& schema);
   bool embedded() const { return !model.empty(); }

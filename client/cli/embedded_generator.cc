@@ -120,6 +120,7 @@ class EmbeddedGenerator final : public Generator {
       Show(text->Push(token), on_text, choice);
       if (text->stopped()) choice->finish_reason = "stop";
     };
+    run.on_cached = [choice](int64_t tokens) { choice->cached_tokens = tokens; };
     run.complete = [text] { return text->stopped(); };
     return run;
   }
@@ -159,6 +160,7 @@ StatusOr<std::unique_ptr<Generator>> MakeEmbeddedGenerator(const Target& target)
   options.kernels = target.kernels;
   options.mode = target.mode;
   options.threads = target.threads;
+  options.prefix_cache.bytes = target.prefix_cache_bytes;
   options.max_sequences = kMaxChoices;
   options.kv_tokens = 1 << 20;  // touched only where used
   ASSIGN_OR_RETURN(auto embedded, EmbeddedModel::Load(options));

@@ -105,6 +105,7 @@ Json JsonOf(const Choice& choice, int prompt_tokens, bool logprobs) {
   if (!choice.matched_stop.empty()) json["matched_stop"] = choice.matched_stop;
   json["prompt_tokens"] = prompt_tokens;
   json["completion_tokens"] = choice.token_ids.size();
+  json["cached_tokens"] = choice.cached_tokens;
   if (logprobs) json["logprobs"] = JsonOf(choice.logprobs);
   return json;
 }

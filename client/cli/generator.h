@@ -45,6 +45,7 @@ struct Choice {
   std::optional<std::string> text;  // none without a tokenizer
   std::string finish_reason;        // "stop" or "length"
   std::string matched_stop;         // the stop string that ended it
+  int64_t cached_tokens = 0;        // of the prompt, from a prefix cache
   std::vector<client::TokenLogprobs> logprobs;  // one of each token when asked for
 };
 

@@ -102,6 +102,7 @@ class RouterGenerator final : public Generator {
     if (event.kind == Kind::kFinished) {
       choice.finish_reason = event.finish_reason;
       choice.matched_stop = event.matched_stop;
+      choice.cached_tokens = event.cached_tokens;
     }
     return OkStatus();
   }

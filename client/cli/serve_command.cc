@@ -42,6 +42,8 @@ Status Serve(RoleProcess& process, const Config& config) {
   decode.Add(engine.MakeDecodeWorker());
   prefill.Add(engine.MakePrefillWorker());
 
+  engine.ExportMetrics(metrics);
+
   // First: a server that has started must not meet a failure behind it, its calls use what stands above.
   ASSIGN_OR_RETURN(const auto metrics_server, MetricsServer::Start(config.metrics_listen, metrics));
   ASSIGN_OR_RETURN(const int port, server.Start());
@@ -62,6 +64,7 @@ Status Serve(RoleProcess& process, const Config& config) {
 int ServeCommand(const std::vector<std::string>& words) {
   RoleProcess process({.role = "serve"});
   Config config;
+  config.embedded.prefix_cache.bytes = kDefaultPrefixCacheBytes;
   ConfigSchema schema("cachalot serve", "Serves a checkpoint from this process alone: all roles embedded, gRPC in front.");
   schema.Add("model", &config.embedded.model, "checkpoint directory", NotEmpty());
   schema.Require("model");
@@ -73,6 +76,11 @@ int ServeCommand(const std::vector<std::string>& words) {
   schema.Add("kv-tokens", &config.embedded.kv_tokens, "tokens of KV in all", Range<int64_t>(128, int64_t{1} << 32));
   schema.Add("max-sequences", &config.embedded.max_sequences, "sequences at once", Range(1, 65536));
   schema.Add("max-chunk-tokens", &config.max_chunk_tokens, "prompt tokens per prefill step", Range(1, 65536));
+  schema.Add("prefix-cache-bytes", &config.embedded.prefix_cache.bytes,
+             "memory for the KV of prompts that later ones may begin with; 0: none",
+             Range<int64_t>(0, int64_t{1} << 50));
+  schema.Add("prefix-cache-snapshot-percent", &config.embedded.prefix_cache.snapshot_percent,
+             "of it, at most, for window rows and state where prompts can go on", Range(1, 100));
   schema.Add("debug-logits", &config.debug_logits, "serve the Debug service");
   schema.Add("log-level", &config.log_level, "debug, info, warning or error");
   const auto parsed = schema.Parse(words);

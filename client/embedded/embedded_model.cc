@@ -20,6 +20,7 @@ StatusOr<std::unique_ptr<EmbeddedModel>> EmbeddedModel::Load(const EmbeddedOptio
   embedded->model_ = std::make_unique<Model>(weights, *kernels, *embedded->threads_);
   embedded->pools_ = std::make_unique<BlockPools>(KvLayout(KvShapeOf(weights->config, kernels->mode)), options.max_sequences,
                                                   options.kv_tokens);
+  embedded->prefixes_ = MakePrefixStore(*embedded->model_, embedded->pools_->layout(), options.prefix_cache);
   embedded->experts_ = std::make_unique<LocalExperts>(ExpertTable(*weights), *kernels, *embedded->threads_,
                                                       weights->config.swiglu_limit);
   return embedded;

@@ -7,6 +7,7 @@
 
 #include "common/model/forward.h"
 #include "common/tokenizer/tokenizer.h"
+#include "prefill_worker/prefix_cache.h"
 
 namespace cachalot {
 
@@ -17,6 +18,7 @@ struct EmbeddedOptions {
   int threads = 1;
   int max_sequences = 64;
   int64_t kv_tokens = 65536;
+  PrefixCacheOptions prefix_cache = {};  // off
 };
 
 class EmbeddedModel {
@@ -26,6 +28,8 @@ class EmbeddedModel {
   Model& model() { return *model_; }
   ExpertBackend& experts() { return *experts_; }
   BlockPools& pools() { return *pools_; }
+  /// Of whichever thread runs prefills; null when it is off.
+  PrefixStore* prefixes() { return prefixes_.get(); }
   const ModelConfig& config() const { return model_->config(); }
   /// Null when the checkpoint has no tokenizer.json.
   const Tokenizer* tokenizer() const { return tokenizer_.get(); }
@@ -35,6 +39,7 @@ class EmbeddedModel {
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<BlockPools> pools_;
+  std::unique_ptr<PrefixStore> prefixes_;
   std::unique_ptr<ExpertBackend> experts_;
   std::unique_ptr<Tokenizer> tokenizer_;
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "prefill_worker/prefix_cache_metrics.h"
+
 namespace cachalot {
 
 using Kind = FlowEvent::Kind;
@@ -57,6 +59,7 @@ class EmbeddedEngine::Sink final : public PrefillSink {
     event.logprobs = std::move(entries);
     engine_->Deliver(sequence_, std::move(event));
   }
+  void OnCached(int64_t tokens) override { cached_ = tokens; }
   void OnFirstToken(OutputToken first, SequenceKv kv) override {
     const int32_t token = first.token;
     const FinishReason finish = first.finish;
@@ -64,6 +67,7 @@ class EmbeddedEngine::Sink final : public PrefillSink {
     event.index = static_cast<int64_t>(sequence_->state.emitted.size());
     event.token = token;
     event.finish = finish;
+    event.cached = cached_;
     if (first.logprobs) event.logprobs.push_back(std::move(*first.logprobs));
     engine_->Deliver(sequence_, std::move(event));
     if (finish != FinishReason::kNone) return;
@@ -88,6 +92,7 @@ class EmbeddedEngine::Sink final : public PrefillSink {
   EmbeddedEngine* engine_;
   std::shared_ptr<Sequence> sequence_;
   const uint32_t attempt_;
+  int64_t cached_ = 0;
 };
 
 class EmbeddedEngine::Decode final : public DecodeWorker {
@@ -149,7 +154,8 @@ class EmbeddedEngine::Prefill final : public PrefillWorker {
 };
 
 EmbeddedEngine::EmbeddedEngine(EmbeddedModel* embedded, rpc::Loop* loop, int64_t max_chunk_tokens)
-    : embedded_(embedded), loop_(loop), prefill_(embedded->model(), embedded->experts(), max_chunk_tokens),
+    : embedded_(embedded), loop_(loop),
+      prefill_(embedded->model(), embedded->experts(), max_chunk_tokens, embedded->prefixes()),
       decode_(embedded->model(), embedded->experts(), clock_, {}), thread_([this] { Run(); }) {}
 
 EmbeddedEngine::~EmbeddedEngine() {
@@ -163,6 +169,13 @@ EmbeddedEngine::~EmbeddedEngine() {
 
 std::unique_ptr<DecodeWorker> EmbeddedEngine::MakeDecodeWorker() { return std::make_unique<Decode>(this); }
 std::unique_ptr<PrefillWorker> EmbeddedEngine::MakePrefillWorker() { return std::make_unique<Prefill>(this); }
+
+void EmbeddedEngine::ExportMetrics(MetricsRegistry& registry) const {
+  const PrefixStore* prefixes = embedded_->prefixes();
+  if (!prefixes) return;
+  const auto metrics = std::make_shared<PrefixCacheMetrics>(registry, "cachalot_serve");
+  registry.AddCollector([metrics, prefixes] { metrics->Refresh(prefixes->stats()); });
+}
 
 void EmbeddedEngine::Post(std::function<void()> work) {
   {

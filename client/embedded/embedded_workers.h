@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "client/embedded/embedded_model.h"
+#include "common/metrics/registry.h"
 #include "decode_worker/decode_flow.h"
 #include "prefill_worker/prefill_flow.h"
 #include "router/worker_api.h"
@@ -25,6 +26,8 @@ class EmbeddedEngine {
 
   std::unique_ptr<DecodeWorker> MakeDecodeWorker();
   std::unique_ptr<PrefillWorker> MakePrefillWorker();
+  /// Of the prefix cache, if there is one. The embedded model must outlive the registry's last scrape.
+  void ExportMetrics(MetricsRegistry& registry) const;
 
  private:
   class Sequence;  // one request, shared by the loop and the engine thread

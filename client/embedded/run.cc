@@ -20,6 +20,9 @@ class Handover final : public PrefillSink {
   void OnPromptLogprobs(int64_t, std::vector<TokenLogprobs> entries) override {
     if (options_.on_prompt_logprobs) options_.on_prompt_logprobs(std::move(entries));
   }
+  void OnCached(int64_t tokens) override {
+    if (options_.on_cached) options_.on_cached(tokens);
+  }
   void OnFirstToken(OutputToken first, SequenceKv kv) override {
     first_ = std::move(first);
     kv_ = std::move(kv);
@@ -51,7 +54,8 @@ Status RunEmbedded(EmbeddedModel& embedded, const SequenceState& state, const Ru
 Status RunEmbedded(EmbeddedModel& embedded, std::span<const SequenceState> states,
                    std::span<const RunOptions> options) {
   CHECK(states.size() == options.size());
-  PrefillFlow prefill(embedded.model(), embedded.experts(), options.front().max_chunk_tokens);
+  PrefillFlow prefill(embedded.model(), embedded.experts(), options.front().max_chunk_tokens,
+                      embedded.prefixes());
   std::vector<std::shared_ptr<Handover>> handovers;
   for (size_t i = 0; i < states.size(); ++i) {
     ASSIGN_OR_RETURN(SequenceKv kv, embedded.pools().Reserve(states[i].MaxTokens()));

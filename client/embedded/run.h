@@ -18,6 +18,8 @@ struct RunOptions {
   /// wants them.
   std::function<void(int64_t index, const TokenLogprobs& logprobs)> on_logprobs;
   std::function<void(std::vector<TokenLogprobs> entries)> on_prompt_logprobs;
+  /// Before any token, when the first `tokens` of the context came from the model's prefix cache.
+  std::function<void(int64_t tokens)> on_cached;
   /// Asked after every on_token: true ends the run as if that token had been the last.
   std::function<bool()> complete;
   /// Rows of logits in order: prompt rows, then one row per decode step. Needs state.want_logits.

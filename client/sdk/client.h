@@ -84,6 +84,7 @@ struct Event {
   std::string text;                // tokens, finished
   std::string finish_reason;       // finished: "stop" or "length"
   int32_t completion_tokens = 0;   // finished
+  int32_t cached_tokens = 0;       // finished: of prompt_tokens, whose KV a prefill worker had already
   std::string matched_stop;        // finished: the stop string that ended the choice
   /// tokens: one of each id; prompt log probabilities: in order from prompt token 1.
   std::vector<TokenLogprobs> logprobs;

@@ -71,6 +71,7 @@ Event FromProto(const v1::GenerateResponse& response) {
       event.finish_reason = response.finished().reason() == v1::FINISH_REASON_LENGTH ? "length" : "stop";
       event.prompt_tokens = response.finished().usage().prompt_tokens();
       event.completion_tokens = response.finished().usage().completion_tokens();
+      event.cached_tokens = response.finished().usage().cached_tokens();
       event.choice = response.finished().choice();
       event.matched_stop = response.finished().matched_stop();
       break;

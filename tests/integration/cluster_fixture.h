@@ -40,6 +40,7 @@ inline std::unique_ptr<EmbeddedModel> MustLoad(const std::string& directory, con
 struct Output {
   std::vector<int32_t> ids;
   std::string text, finish_reason;
+  int cached_tokens = 0;
   client::Status status;
 };
 
@@ -51,6 +52,7 @@ inline Output Ask(client::Client& client, const client::GenerateRequest& request
     output.ids.insert(output.ids.end(), event.token_ids.begin(), event.token_ids.end());
     output.text += event.text;
     output.finish_reason = event.finish_reason;
+    output.cached_tokens = event.cached_tokens;
   }
   output.status = stream->Finish();
   return output;

@@ -101,5 +101,38 @@ TEST(Seeds, SameTokensAloneInABatchEmbeddedAndDisaggregated) {
   EXPECT_TRUE(cluster->WaitNothingHeld(std::chrono::seconds(10)).ok());
 }
 
+TEST(PrefixCache, TheSamePromptAgainIsCachedAndGivesTheSameTokens) {
+  const auto embedded = MustLoad(DemoDirectory());  // without a cache
+  const auto cluster = MustStart({.model = DemoDirectory()}),
+             without = MustStart({.model = DemoDirectory(), .prefill_flags = {"--prefix-cache-bytes", "0"}});
+  ASSERT_TRUE(embedded && cluster && without);
+  client::Client client(cluster->router()), plain(without->router());
+  std::mt19937 rng(1200);
+  std::vector<int32_t> ids(1200);
+  for (int32_t& id : ids) id = static_cast<int32_t>(7 + rng() % 4000);
+  const auto request = IdsRequest(ids, 24, 1.f, 7);
+  const auto want = EmbeddedTokens(*embedded, request);
+  for (const int cached : {0, 1152, 1152}) {
+    const Output output = Ask(client, request);
+    EXPECT_EQ(output.ids, want) << output.status.message;
+    EXPECT_EQ(output.cached_tokens, cached);
+  }
+  ids.resize(900);
+  ids.insert(ids.end(), {11, 12, 13});  // leaves it inside
+  const auto other = IdsRequest(ids, 24, 1.f, 8);
+  const auto want_other = EmbeddedTokens(*embedded, other);
+  for (const int cached : {0, 896}) {
+    const Output output = Ask(client, other);
+    EXPECT_EQ(output.ids, want_other) << output.status.message;
+    EXPECT_EQ(output.cached_tokens, cached);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const Output output = Ask(plain, request);
+    EXPECT_EQ(output.ids, want) << output.status.message;
+    EXPECT_EQ(output.cached_tokens, 0);
+  }
+  EXPECT_TRUE(cluster->WaitNothingHeld(std::chrono::seconds(10)).ok());
+}
+
 }  // namespace
 }  // namespace cachalot::testing

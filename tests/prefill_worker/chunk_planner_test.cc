@@ -43,5 +43,27 @@ TEST(ChunkPlanner, NeverExceedsBudgetRemainingOrLimitAndWastesNothing) {
   }
 }
 
+TEST(SnapshotCuts, NoneBelowABlock) {
+  for (int64_t tokens = 1; tokens < 128; ++tokens)
+    EXPECT_THAT(SnapshotCuts(tokens, 0, 0), IsEmpty()) << tokens;
+}
+
+TEST(SnapshotCuts, BeforeTheLastTokenAndAtTheEndIfThatIsOne) {
+  EXPECT_THAT(SnapshotCuts(128, 0, 0), ElementsAre(128));
+  EXPECT_THAT(SnapshotCuts(129, 0, 0), ElementsAre(128));
+  EXPECT_THAT(SnapshotCuts(255, 0, 0), ElementsAre(128));
+  EXPECT_THAT(SnapshotCuts(256, 0, 0), ElementsAre(128, 256));
+  EXPECT_THAT(SnapshotCuts(256, 128, 128), ElementsAre(256));
+  EXPECT_THAT(SnapshotCuts(257, 256, 256), IsEmpty());
+}
+
+TEST(SnapshotCuts, Every4096TokensAndWhereTheCacheEnds) {
+  EXPECT_THAT(SnapshotCuts(4096, 0, 0), ElementsAre(3968, 4096));
+  EXPECT_THAT(SnapshotCuts(9000, 0, 640), ElementsAre(640, 4096, 8192, 8960));
+  EXPECT_THAT(SnapshotCuts(9000, 4096, 4096), ElementsAre(8192, 8960));
+  EXPECT_THAT(SnapshotCuts(9000, 5000, 6400), ElementsAre(6400, 8192, 8960));
+  EXPECT_THAT(SnapshotCuts(700, 0, 640), ElementsAre(640)) << "each once";
+}
+
 }  // namespace
 }  // namespace cachalot

@@ -17,6 +17,7 @@ class KvEncoderTest : public ::testing::Test {
  protected:
   std::shared_ptr<KvEncoder> Submit(PrefillFlow& flow, SequenceState state, std::optional<PushTarget> target,
                                     int64_t window) {
+    cached_ = 0;
     const auto tokens = static_cast<int64_t>(state.Context().size());
     const auto index = static_cast<int64_t>(state.emitted.size());
     auto encoder = std::make_shared<KvEncoder>(
@@ -26,7 +27,10 @@ class KvEncoderTest : public ::testing::Test {
   }
   void Hear(JobEvent event) {
     kinds_.push_back(event.kind);
-    if (event.kind == Kind::kFirstToken) token_ = event.token;
+    if (event.kind == Kind::kFirstToken) {
+      token_ = event.token;
+      cached_ = event.cached;
+    }
     for (PushFrame& frame : event.frames) frames_.push_back(std::move(frame));
   }
   /// Takes frames that came since the last time, as the decode worker would.
@@ -55,6 +59,7 @@ class KvEncoderTest : public ::testing::Test {
   size_t delivered_ = 0;
   std::optional<KvCommit> commit_;
   int32_t token_ = -1;
+  int64_t cached_ = 0;
   const PushTarget target_{11, 12, 13};
 };
 
@@ -107,6 +112,26 @@ TEST_F(KvEncoderTest, AnyWindowHandsOverTheSameBits) {
     EXPECT_TRUE(SameBits(HandOffBytes(received, 900), whole)) << "window " << window;
     received.Release();
     EXPECT_EQ(m_.pools.used_blocks(), 0);
+  }
+}
+
+TEST_F(KvEncoderTest, RowsOfACachedPrefixAreHandedOverToo) {
+  PrefixStore store(m_.pools.layout(), {.salt = "s"});
+  std::vector<float> cold;
+  for (const bool warm : {false, true}) {
+    frames_.clear();
+    delivered_ = 0;
+    PrefillFlow flow(m_.model, m_.experts, 256, &store);
+    const auto encoder = Submit(flow, m_.State(m_.Prompt(700, 1)), target_, 64 << 20);
+    while (flow.Step()) {
+    }
+    SequenceKv received = *m_.pools.Reserve(700);
+    KvReceiver receiver(&received, 700);
+    ASSERT_NO_FATAL_FAILURE(Deliver(receiver));
+    ASSERT_TRUE(encoder->done() && commit_);
+    EXPECT_EQ(cached_, warm ? 640 : 0);
+    if (!warm) cold = HandOffBytes(received, 700);
+    EXPECT_TRUE(SameBits(HandOffBytes(received, 700), cold));
   }
 }
 

@@ -66,6 +66,29 @@ TEST_F(PrefillServiceTest, TheHandOffIsTheModelsKvBitForBit) {
   EXPECT_TRUE(SameBits(HandOffBytes(decode_.kv(), 300), HandOffBytes(kv, 300)));
 }
 
+TEST_F(PrefillServiceTest, ACachedPrefixIsReportedCountedAndHandedOver) {
+  options_.prefix_cache.bytes = 64 << 20;
+  Serve();
+  std::vector<float> cold;
+  for (const int64_t cached : {0, 256}) {
+    auto call = Call(OracleState());
+    const auto event = call->NextNews();
+    ASSERT_TRUE(event && event->has_first_token());
+    EXPECT_EQ(event->first_token().token(), m_.oracle.greedy_tokens[0]);
+    EXPECT_EQ(event->first_token().cached_tokens(), cached);
+    EXPECT_TRUE(call->Finish().ok());
+    EXPECT_TRUE(EventuallyNothingIsLeft());
+    if (cached == 0) cold = HandOffBytes(decode_.kv(), 300);
+    EXPECT_TRUE(SameBits(HandOffBytes(decode_.kv(), 300), cold));
+  }
+  EXPECT_TRUE(Eventually([&] { return Metric("cachalot_prefill_prompt_tokens_total") == 300 + 44; }));
+  EXPECT_EQ(Metric("cachalot_prefill_prefix_cache_hits_total"), 1);
+  EXPECT_EQ(Metric("cachalot_prefill_prefix_cache_misses_total"), 1);
+  EXPECT_EQ(Metric("cachalot_prefill_prefix_cache_hit_tokens_total"), 256);
+  EXPECT_EQ(Metric("cachalot_prefill_prefix_cache_evicted_blocks_total"), 0);
+  EXPECT_GT(Metric("cachalot_prefill_prefix_cache_bytes"), 0);
+}
+
 TEST_F(PrefillServiceTest, TheFirstTokenDoesNotWaitForTheVerdict) {
   Serve();
   decode_.Behave(Manner::kHoldVerdict);

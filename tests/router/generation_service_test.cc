@@ -27,9 +27,11 @@ constexpr int64_t kTimeoutMs = 30'000;
 /// `cachalot serve` on a free port.
 class Served {
  public:
-  explicit Served(const std::string& directory, int max_sequences = 32) {
-    auto embedded =
-        EmbeddedModel::Load({.model = directory, .max_sequences = max_sequences, .kv_tokens = 16384});
+  explicit Served(const std::string& directory, int max_sequences = 32, int64_t prefix_cache_bytes = 0) {
+    auto embedded = EmbeddedModel::Load({.model = directory,
+                                         .max_sequences = max_sequences,
+                                         .kv_tokens = 16384,
+                                         .prefix_cache = {.bytes = prefix_cache_bytes}});
     auto assets = ReadModelAssets(directory);
     EXPECT_TRUE(embedded.ok() && assets.ok()) << embedded.status() << assets.status();
     embedded_ = std::move(*embedded);
@@ -151,6 +153,36 @@ TEST_F(TinyServiceTest, GoldenTokens) {
   for (size_t i = 1; i + 1 < output.events.size(); ++i)
     EXPECT_EQ(output.events[i].kind, Event::Kind::kTokens);
   EXPECT_TRUE(served_.EventuallyAllFree());
+}
+
+TEST(PrefixCache, CachedTokensAreReportedAndChangeNothing) {
+  Served served(TinyDirectory(), 32, 64 << 20);
+  served.Open();
+  const auto oracle = *OracleCase::Load(TinyDirectory());
+  GenerateRequest request = Greedy(oracle.input_ids, 8);
+  const std::vector<int32_t> golden(oracle.greedy_tokens.begin(), oracle.greedy_tokens.begin() + 8);
+  const auto ask = [&](int cached) {
+    const Output output = Generate(served.client(), request);
+    ASSERT_TRUE(output.status.ok()) << output.status.message;
+    int finished = 0;
+    for (const Event& event : output.events) {
+      if (event.kind != Event::Kind::kFinished) continue;
+      ++finished;
+      EXPECT_EQ(event.cached_tokens, cached);
+      EXPECT_EQ(event.prompt_tokens, static_cast<int>(request.token_ids->size()));
+    }
+    EXPECT_EQ(finished, request.n.value_or(1));
+    if (!request.n) {
+      EXPECT_EQ(output.tokens, golden);
+    }
+  };
+  ask(0);
+  ask(256);
+  request.n = 3;  // the choices follow one another
+  ask(256);
+  request.n.reset();
+  request.prompt_logprobs = 1;  // every row is computed
+  ask(0);
 }
 
 TEST_F(TinyServiceTest, StopTokenIsTheLastToken) {
