@@ -41,7 +41,7 @@ DecodeServer::DecodeServer(std::shared_ptr<const ModelWeights> weights, const ke
       control_(server_->AddLoop({.name = "control"})),
       sessions_(server_.get(), control_, leases_, pools_, step_, weights_->config, compat_, metrics_,
                 options_.sessions),
-      kv_(server_.get(), control_, intake_, leases_, metrics_),
+      kv_(server_.get(), control_, intake_, leases_, metrics_, options_.kv_linger),
       health_service_(server_.get(), control_, &health_) {
   server_->Unary(control_, &cluster_, &decltype(cluster_)::RequestDescribe,
                  std::bind_front(&DecodeServer::Describe, this));

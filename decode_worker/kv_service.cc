@@ -1,5 +1,6 @@
 #include "decode_worker/kv_service.h"
 
+#include <charconv>
 #include <functional>
 
 #include "common/base/log.h"
@@ -8,19 +9,24 @@
 namespace cachalot {
 namespace {
 
-// How long a prefill worker may take to end a stream that has its verdict or has lost its lease.
-constexpr Duration kLinger = std::chrono::seconds(5);
+/// 0, which no lease has, when the caller does not say.
+uint64_t LeaseOf(const rpc::ServerCall& call) {
+  const std::string text = call.Metadata(kLeaseMetadata).value_or("");
+  uint64_t lease = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), lease);
+  return error == std::errc() && end == text.data() + text.size() ? lease : 0;
+}
 
 }  // namespace
 
 KvService::KvService(rpc::Server* server, rpc::Loop* loop, KvIntake& intake, LeaseTable& leases,
-                     DecodeMetrics& metrics)
-    : loop_(loop), intake_(intake), leases_(leases), metrics_(metrics) {
+                     DecodeMetrics& metrics, Duration linger)
+    : loop_(loop), intake_(intake), leases_(leases), metrics_(metrics), linger_(linger) {
   server->Bidi(loop, &service_, &decltype(service_)::RequestPush, std::bind_front(&KvService::Serve, this));
 }
 
 rpc::Task<Status> KvService::Serve(rpc::ServerCall& call, rpc::RawServerStream& stream) {
-  Push push{&call, loop_->Now()};
+  Push push{&call, loop_->Now(), LeaseOf(call)};
   pushes_.insert(&push);
   grpc::ByteBuffer frame;
   std::vector<std::byte> bytes;
@@ -53,7 +59,7 @@ void KvService::Tick() {
   const TimePoint now = loop_->Now();
   for (Push* push : pushes_) {
     const bool wanted = !push->judged && leases_.Find(push->lease) != nullptr;
-    if (!wanted && now - push->heard > kLinger) push->call->TryCancel();
+    if (!wanted && now - push->heard > linger_) push->call->TryCancel();
   }
 }
 

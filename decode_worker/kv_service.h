@@ -13,9 +13,10 @@ namespace cachalot {
 
 class KvService {
  public:
-  /// Registers with `server` on `loop`. Everything given must outlive this, and this must outlive the server.
+  /// Registers with `server` on `loop`. `linger`: how long a prefill worker may take to end a stream that has its
+  /// verdict or has lost its lease. Everything given must outlive this, and this must outlive the server.
   KvService(rpc::Server* server, rpc::Loop* loop, KvIntake& intake, LeaseTable& leases,
-            DecodeMetrics& metrics);
+            DecodeMetrics& metrics, Duration linger);
 
   /// Ends streams that nobody needs and that their prefill worker, which may hang, does not end itself.
   void Tick();
@@ -35,6 +36,7 @@ class KvService {
   KvIntake& intake_;
   LeaseTable& leases_;
   DecodeMetrics& metrics_;
+  const Duration linger_;
   v1::KvTransfer::WithRawMethod_Push<v1::KvTransfer::Service> service_;
   std::set<Push*> pushes_;
 };

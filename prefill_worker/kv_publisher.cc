@@ -104,11 +104,12 @@ void KvEncoder::AddFrame(std::vector<PushFrame>& frames, std::vector<std::byte> 
   frames.push_back({std::make_shared<const std::vector<std::byte>>(std::move(bytes)), commit});
 }
 
-KvPush::KvPush(rpc::Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string address,
+KvPush::KvPush(rpc::Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string address, uint64_t lease,
                KvPushOptions options, std::function<void(int64_t)> sent, std::function<void(Status)> settled)
     : loop_(loop),
       channel_(std::move(channel)),
       address_(std::move(address)),
+      lease_(lease),
       options_(options),
       sent_(std::move(sent)),
       settled_(std::move(settled)),
@@ -135,7 +136,7 @@ void KvPush::Settle(Status status) {
 rpc::Task<void> KvPush::Run(std::shared_ptr<KvPush> push, rpc::CancelScope* scope) {
   KvPush& self = *push;
   if (self.cancelled_) co_return;
-  rpc::RawClientStream stream(self.loop_, {.scope = scope});
+  rpc::RawClientStream stream(self.loop_, {.scope = scope, .metadata = {{kLeaseMetadata, std::to_string(self.lease_)}}});
   rpc::TaskGroup tasks(self.loop_);
   self.stream_ = &stream;
   tasks.Spawn(self.watchdog_.Run(), "watchdog of a KV push");

@@ -110,8 +110,8 @@ struct KvPushOptions {
 class KvPush {
  public:
   /// `sent(bytes)` after each frame; `settled(verdict)` once, unless Cancel comes first.
-  KvPush(rpc::Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string address, KvPushOptions options,
-         std::function<void(int64_t)> sent, std::function<void(Status)> settled);
+  KvPush(rpc::Loop* loop, std::shared_ptr<grpc::Channel> channel, std::string address, uint64_t lease,
+         KvPushOptions options, std::function<void(int64_t)> sent, std::function<void(Status)> settled);
 
   /// Opens the stream, sends what Add brings and waits for the verdict. Once; keeps `push` until the stream
   /// has ended, which may be after `settled`. `scope` cancels it.
@@ -136,6 +136,7 @@ class KvPush {
   rpc::Loop* loop_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::string address_;
+  const uint64_t lease_;
   const KvPushOptions options_;
   std::function<void(int64_t)> sent_;
   std::function<void(Status)> settled_;

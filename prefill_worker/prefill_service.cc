@@ -162,7 +162,7 @@ void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& r
   std::optional<PushTarget> target;
   if (emitted + 1 < state.params.max_tokens) {
     target = {request.lease().id(), request.lease().epoch(), request.attempt()};
-    job->push = MakePush(job->id, request.decode_address());
+    job->push = MakePush(job->id, request.decode_address(), request.lease().id());
     call.tasks().Spawn(KvPush::Run(job->push, &call.scope()), "KV push");
   }
   const auto report = [this, id = job->id](JobEvent event) {
@@ -295,15 +295,15 @@ void PrefillService::LeaveQueue(Job* job) {
   metrics_->queue_length.Set(--queued_);
 }
 
-std::shared_ptr<KvPush> PrefillService::MakePush(uint64_t id, const std::string& address) {
+std::shared_ptr<KvPush> PrefillService::MakePush(uint64_t id, const std::string& address, uint64_t lease) {
   const auto settled = [this, id](Status verdict) {
     const auto found = jobs_.find(id);
     if (found != jobs_.end())
       found->second->events.Push({.kind = JobEvent::Kind::kPushed, .error = std::move(verdict)});
   };
   return std::make_shared<KvPush>(
-      control_, ChannelTo(address), address, options_.push, [this, id](int64_t bytes) { OnSent(id, bytes); },
-      settled);
+      control_, ChannelTo(address), address, lease, options_.push,
+      [this, id](int64_t bytes) { OnSent(id, bytes); }, settled);
 }
 
 void PrefillService::OnSent(uint64_t id, int64_t bytes) {

@@ -74,7 +74,7 @@ class PrefillService {
   // What comes from elsewhere, by the job's id: it may be gone by then.
   void OnStepEvent(uint64_t id, JobEvent event);
   void OnSent(uint64_t id, int64_t bytes);
-  std::shared_ptr<KvPush> MakePush(uint64_t id, const std::string& address);
+  std::shared_ptr<KvPush> MakePush(uint64_t id, const std::string& address, uint64_t lease);
   std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address);
   void LeaveQueue(Job* job);
   void AddOpenCalls(int change);

@@ -43,6 +43,10 @@ struct KvFrameHeader {
 };
 static_assert(sizeof(KvFrameHeader) == 64);
 
+/// In the metadata of a Push call: the lease in decimal. So the receiver knows whose a stream is before its first frame,
+/// which may be long in coming: the job waits in a queue.
+inline constexpr char kLeaseMetadata[] = "cachalot-lease";
+
 uint64_t KvChecksum(std::span<const std::byte> bytes);
 
 /// Rows of `range` from `kv`, header and payload in one buffer.

@@ -91,6 +91,23 @@ TEST_F(KvTransferTest, CorruptFramesLoseTheAttemptAndTheNextRepairsIt) {
   ExpectOracleTokens(good.first_token);
 }
 
+class KvLingerTest : public KvTransferTest {
+ protected:
+  KvLingerTest() { options_.kv_linger = {}; }
+};
+
+/// A job may wait in the prefill worker's queue for longer than the decode worker keeps streams that nobody needs.
+TEST_F(KvLingerTest, AStreamOfALivingLeaseMayWaitForItsFirstFrame) {
+  const auto waiting = NewPush(lease_.id());
+  const auto nobodys = NewPush(), of_another = NewPush(lease_.id() + 1);
+  for (auto* push : {nobodys.get(), of_another.get()}) EXPECT_EQ(push->Verdict().code(), StatusCode::kInternal);
+  const auto hand_off = Prefill(state_, lease_, 1);
+  for (const auto& frame : hand_off.rows) EXPECT_TRUE(waiting->Write(frame));
+  EXPECT_TRUE(waiting->Write(hand_off.commit));
+  EXPECT_TRUE(waiting->Verdict().ok());
+  ExpectOracleTokens(hand_off.first_token);
+}
+
 TEST_F(KvTransferTest, APrefillWorkerThatDiesLeavesTheLease) {
   const auto hand_off = Prefill(state_, lease_, 1);
   {

@@ -163,9 +163,11 @@ Status TestRouter::Finish() {
   return rpc::FromGrpc(stream_->Finish(), /*given_by_handler=*/true);
 }
 
-TestPush::TestPush(rpc::Loop* loop, const std::shared_ptr<grpc::Channel>& channel) : loop_(loop) {
-  stream_ =
-      std::make_unique<rpc::RawClientStream>(loop, rpc::CallOptions{.deadline = loop->Now() + kPatience});
+TestPush::TestPush(rpc::Loop* loop, const std::shared_ptr<grpc::Channel>& channel, uint64_t lease)
+    : loop_(loop) {
+  rpc::CallOptions options{.deadline = loop->Now() + kPatience};
+  if (lease != 0) options.metadata = {{kLeaseMetadata, std::to_string(lease)}};
+  stream_ = std::make_unique<rpc::RawClientStream>(loop, options);
   EXPECT_TRUE(*rpc::BlockOn(loop_, StartPush(stream_.get(), channel), kPatience, "start of Push"));
 }
 

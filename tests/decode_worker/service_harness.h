@@ -82,7 +82,8 @@ class TestRouter {
 /// One Push stream. Every wait ends with kPatience.
 class TestPush {
  public:
-  TestPush(rpc::Loop* loop, const std::shared_ptr<grpc::Channel>& channel);
+  /// `lease`: named in the call's metadata; 0: not.
+  TestPush(rpc::Loop* loop, const std::shared_ptr<grpc::Channel>& channel, uint64_t lease = 0);
   ~TestPush();
 
   bool Write(const std::vector<std::byte>& frame);
@@ -110,7 +111,9 @@ class ServiceTest : public ::testing::Test {
     std::vector<std::byte> commit;
   };
   HandOff Prefill(const SequenceState& state, const v1::Lease& lease, uint32_t attempt = 1);
-  std::unique_ptr<TestPush> NewPush() { return std::make_unique<TestPush>(&client_loop_, channel_); }
+  std::unique_ptr<TestPush> NewPush(uint64_t lease = 0) {
+    return std::make_unique<TestPush>(&client_loop_, channel_, lease);
+  }
   /// All of it on one stream; its verdict.
   Status Push(const HandOff& hand_off);
   /// Opens, prefills and pushes; tokens[handle] begins with the first one.
