@@ -168,6 +168,7 @@ class ResumingStream final : public TokenStream {
     }
     if (status.ok() || !status_.ok()) return;  // done, or failed already by another part
     if (missing.empty()) return;               // only the status of an output that is whole was lost
+    if (Cancelled()) return Fail({grpc::StatusCode::CANCELLED, "cancelled by the caller"});
     failures_.Add((*routers_)[router].address, status);
     if (!MayGoOn(status) || failures >= routers_->options().attempts) return Fail(status);
     for (const int next : missing) Add(next, (router + 1) % routers_->size(), failures);
