@@ -2,17 +2,33 @@
 
 #include <algorithm>
 
+#include "common/base/check.h"
+
 namespace cachalot {
+namespace {
+
+constexpr int64_t kGrowTokens = 128;  // what a block of the pools that fill fastest holds
+
+}  // namespace
+
+Status CheckHolds(const BlockPools& pools, const SequenceState& state) {
+  if (pools.CanHold(state.MaxTokens())) return OkStatus();
+  return OutOfRange("the prompt has " + std::to_string(state.prompt.size()) + " tokens and max_tokens is " +
+                    std::to_string(state.params.max_tokens) + ": together more than the KV of " +
+                    std::to_string(pools.total_tokens()) + " tokens; lower max_tokens or raise --kv-tokens");
+}
 
 DecodeFlow::DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options)
     : model_(model), experts_(experts), clock_(clock), options_(options), sampler_(model.config().vocab_size) {}
 
-void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token) {
+void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token,
+                      bool preemptible) {
+  CHECK(preemptible || kv.capacity() >= state.MaxTokens());
   const auto index = static_cast<int64_t>(state.emitted.size());
   TokenHistory history = HistoryOf(state, model_.config().vocab_size);
   history.Add(first_token);
-  sequences_.push_back(
-      {id, std::move(state), std::move(kv), first_token, index + 1, index, std::move(history)});
+  sequences_.push_back({id, std::move(state), std::move(kv), first_token, index + 1, index,
+                        std::move(history), joined_++, preemptible});
 }
 
 void DecodeFlow::Remove(uint64_t id) {
@@ -24,19 +40,57 @@ void DecodeFlow::Acknowledge(uint64_t id, int64_t next_index) {
     if (s.id == id) s.acknowledged = std::max(s.acknowledged, std::min(next_index, s.next_index));
 }
 
+/// Room for the next token. Up to the end of a block there is nothing to take.
+bool DecodeFlow::Grow(Sequence& s) {
+  const int64_t wanted = (s.kv.tokens() + kGrowTokens) / kGrowTokens * kGrowTokens;
+  return HasRoom(s) || s.kv.Grow(std::min(wanted, s.state.MaxTokens()));
+}
+
+/// Lets every sequence that may run have room for its next token, the oldest first, at the cost of younger
+/// ones.
+void DecodeFlow::MakeRoom(std::vector<TokenOut>& out) {
+  for (size_t i = 0; i < sequences_.size();) {
+    if (Stalled(sequences_[i]) || Grow(sequences_[i])) {
+      ++i;
+      continue;
+    }
+    const std::optional<size_t> victim = Victim();
+    if (!victim) {
+      ++i;
+      continue;
+    }
+    const Sequence& s = sequences_[*victim];
+    out.push_back({s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, true});
+    sequences_.erase(sequences_.begin() + static_cast<ptrdiff_t>(*victim));
+    if (*victim < i) --i;
+  }
+}
+
+std::optional<size_t> DecodeFlow::Victim() {
+  views_.clear();
+  for (const Sequence& s : sequences_) views_.push_back({s.order, Stalled(s), !s.preemptible});
+  return ChooseVictim(views_);
+}
+
 DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
+  MakeRoom(out);
   segments_.clear();
   batch_.clear();
+  bool no_room = false;
   const size_t count = sequences_.size();
   for (size_t i = 0; i < count && static_cast<int>(batch_.size()) < options_.max_batch; ++i) {
     const size_t at = (next_ + i) % count;
     Sequence& s = sequences_[at];
-    if (s.next_index - s.acknowledged > options_.window) continue;
+    if (Stalled(s)) continue;
+    if (!HasRoom(s)) {
+      no_room = true;
+      continue;
+    }
     batch_.push_back(at);
     segments_.push_back({&s.kv, {&s.token, 1}, false});
   }
   last_batch_ = batch_.size();
-  if (batch_.empty()) return Progress::kIdle;
+  if (batch_.empty()) return no_room ? Progress::kNoRoom : Progress::kIdle;
   next_ = count > batch_.size() ? (batch_.back() + 1) % count : 0;
 
   const auto logits = model_.Forward(segments_, experts_);
@@ -46,7 +100,7 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
   std::vector<uint64_t> over;
   for (size_t i = 0; i < batch_.size(); ++i) {
     Sequence& s = sequences_[batch_[i]];
-    TokenOut result{s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}};
+    TokenOut result{s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, false};
     const auto row = logits->last(i);
     auto token = NextToken(s.state, model_.config().eos_token_ids, sampler_, s.history, row, s.next_index);
     if (token.ok()) {
@@ -73,7 +127,7 @@ DecodeFlow::Progress DecodeFlow::ExpertsAway(const Status& status, std::vector<T
   away_ = true;
   if (transient && now - away_since_ < options_.expert_outage_grace) return Progress::kExpertsAway;
   for (const Sequence& s : sequences_)
-    out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}, {}});
+    out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}, {}, false});
   sequences_.clear();
   away_ = false;
   return Progress::kStepped;

@@ -1,9 +1,12 @@
 #pragma once
 // Continuous batching of running sequences, over plain structs: no RPC in here. The step thread owns it.
 //
-//   Join (KV complete, first token known) -> [ Step: one token of every runnable sequence ]* -> finish or Remove
+//   Join (KV complete, first token known) -> [ Step: one token of every runnable sequence ]* -> finish or
+//   Remove
 //
-// A sequence whose reader lags by `window` tokens waits without holding up the others.
+// A sequence whose reader lags by `window` tokens waits without holding up the others. A sequence may join
+// with KV for less than its max_tokens: it takes more as it goes on, and when none is free choose_victim.h
+// says who gives up its own.
 
 #include <cstdint>
 #include <optional>
@@ -12,18 +15,20 @@
 #include "common/base/time.h"
 #include "common/engine/generation.h"
 #include "common/model/forward.h"
+#include "decode_worker/choose_victim.h"
 
 namespace cachalot {
 
-/// One output token, or the end of a sequence by an error.
+/// One output token, or the end of a sequence by an error or by preemption.
 struct TokenOut {
   uint64_t id = 0;
-  int64_t index = 0;  // output index
+  int64_t index = 0;  // output index; preempted: of the token that would have come next
   int32_t token = 0;
   FinishReason finish = FinishReason::kNone;
   Status error;               // not OK: the sequence is over, token means nothing
   std::vector<float> logits;  // [vocab] that chose the token, when the sequence wants them
   std::optional<TokenLogprobs> logprobs;  // of the token, when the sequence wants them
+  bool preempted = false;                 // the sequence is over here and its KV freed, token means nothing
 };
 
 struct DecodeOptions {
@@ -32,22 +37,28 @@ struct DecodeOptions {
   Duration expert_outage_grace = std::chrono::seconds(5);
 };
 
+/// OUT_OF_RANGE, with both numbers, for a sequence whose prompt and max_tokens the pools could not hold if
+/// they were empty.
+Status CheckHolds(const BlockPools& pools, const SequenceState& state);
+
 class DecodeFlow {
  public:
-  enum class Progress { kIdle, kStepped, kExpertsAway };
+  enum class Progress { kIdle, kStepped, kExpertsAway, kNoRoom };
 
   DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options);
 
-  /// `kv` holds every token before `first_token`, whose output index is state.emitted.size().
-  void Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token);
+  /// `kv` holds every token before `first_token`, whose output index is state.emitted.size(). One that is not
+  /// `preemptible` must have room for all of its tokens.
+  void Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token, bool preemptible = false);
   /// Ends a sequence and frees its KV; unknown ids are ignored.
   void Remove(uint64_t id);
   /// The reader has everything up to output index `next_index` - 1.
   void Acknowledge(uint64_t id, int64_t next_index);
 
-  /// One step. A sequence that finishes or fails is gone afterwards, its KV freed. kExpertsAway: the experts did not
-  /// answer and the step will be tried again, until `expert_outage_grace` has passed since the first such step; then
-  /// all sequences end with that error.
+  /// One step. A sequence that finishes, fails or is preempted is gone afterwards, its KV freed; preemptions
+  /// are in `out` whatever is returned. kExpertsAway: the experts did not answer and the step will be tried
+  /// again, until `expert_outage_grace` has passed since the first such step; then all sequences end with
+  /// that error. kNoRoom: all that could run waits for KV that sequences outside this flow hold.
   Progress Step(std::vector<TokenOut>& out);
 
   size_t running() const { return sequences_.size(); }
@@ -62,7 +73,14 @@ class DecodeFlow {
     int64_t next_index;    // output index of the token that comes out
     int64_t acknowledged;  // output tokens that the reader has
     TokenHistory history;  // up to `token`
+    uint64_t order;        // of joining
+    bool preemptible;
   };
+  bool Stalled(const Sequence& s) const { return s.next_index - s.acknowledged > options_.window; }
+  static bool HasRoom(const Sequence& s) { return s.kv.tokens() < s.kv.capacity(); }
+  static bool Grow(Sequence& s);
+  void MakeRoom(std::vector<TokenOut>& out);
+  std::optional<size_t> Victim();
   Progress ExpertsAway(const Status& status, std::vector<TokenOut>& out);
 
   Model& model_;
@@ -73,10 +91,12 @@ class DecodeFlow {
   std::vector<Sequence> sequences_;
   size_t next_ = 0;  // where the next batch starts, so that more sequences than max_batch take turns
   size_t last_batch_ = 0;
+  uint64_t joined_ = 0;
   bool away_ = false;
   TimePoint away_since_;
   std::vector<Segment> segments_;
   std::vector<size_t> batch_;
+  std::vector<VictimView> views_;
 };
 
 }  // namespace cachalot

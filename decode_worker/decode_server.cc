@@ -57,8 +57,10 @@ Status DecodeServer::Start(StepLoop::MakeExperts make_experts) {
   RETURN_IF_ERROR(server_->Start().status());
   control_->Start();
   const auto deliver = [this](std::vector<TokenOut> tokens, StepFigures figures) {
-    if (figures.batch > 0) metrics_.batch.Observe(static_cast<double>(figures.batch));
-    metrics_.step_seconds.Observe(Seconds(figures.duration));
+    if (figures.batch > 0) {
+      metrics_.batch.Observe(static_cast<double>(figures.batch));
+      metrics_.step_seconds.Observe(Seconds(figures.duration));
+    }
     auto shared = std::make_shared<std::vector<TokenOut>>(std::move(tokens));
     control_->Post([this, shared] { sessions_.Deliver(std::move(*shared)); });
   };
@@ -85,7 +87,7 @@ StepLoop::MakeExperts DecodeServer::LocalBackend() {
 void DecodeServer::StartSequence(Lease& lease, int32_t first_token) {
   LogDebug("[" + lease.request_id + "] KV of " + std::to_string(lease.kv.tokens()) +
            " tokens complete, attempt " + std::to_string(lease.attempt));
-  step_.Join(lease.id, std::move(lease.state), std::move(lease.kv), first_token);
+  step_.Join(lease.id, std::move(lease.state), std::move(lease.kv), first_token, lease.preemptible);
 }
 
 rpc::Task<void> DecodeServer::Tick() {

@@ -34,6 +34,7 @@ struct Lease {
   KvReceiver receiver;
   uint32_t attempt = 0;  // the highest whose frames came; 0: none yet
   LeasePhase phase = LeasePhase::kReserved;
+  bool preemptible = false;  // its router opens it again when its KV is taken
 };
 
 struct LeaseOptions {

@@ -19,7 +19,7 @@ struct Config {
   std::vector<std::string> experts;
   std::string dns_server;
   int threads = 1, spin_us = 0, max_sequences = 256, max_batch = 64;
-  int64_t kv_tokens = 262144, window = 256;
+  int64_t kv_tokens = 262144, window = 256, reserve_ahead = SessionOptions().reserve_ahead;
   bool debug_logits = false, die_with_parent = false;
   LeaseOptions leases;
   Duration expert_outage_grace = DecodeOptions().expert_outage_grace;
@@ -42,6 +42,10 @@ void Describe(ConfigSchema& schema, Config* config) {
              "how long the step thread polls for experts before it sleeps; only with a core to itself",
              Range(0, 1000000));
   schema.Add("kv-tokens", &config->kv_tokens, "tokens of KV in all", Range<int64_t>(1, int64_t{1} << 40));
+  schema.Add(
+      "reserve-ahead-tokens", &config->reserve_ahead,
+      "KV a sequence gets at first behind its prompt; it takes more as it goes on, from others if need be",
+      Range<int64_t>(1, int64_t{1} << 40));
   schema.Add("max-sequences", &config->max_sequences, "sequences that hold KV at once", Range(1, 1 << 20));
   schema.Add("max-batch", &config->max_batch, "sequences of a step", Range(1, 1 << 16));
   // Routers acknowledge every 16 tokens or so: a window below that would stall them.
@@ -80,6 +84,7 @@ DecodeServerOptions ServerOptionsOf(const Config& config) {
   options.decode = {config.max_batch, config.window, config.expert_outage_grace};
   options.leases = config.leases;
   options.sessions.debug_logits = config.debug_logits;
+  options.sessions.reserve_ahead = config.reserve_ahead;
   return options;
 }
 

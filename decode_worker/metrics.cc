@@ -14,6 +14,8 @@ DecodeMetrics::DecodeMetrics(MetricsRegistry& registry)
           registry.AddCounter("cachalot_decode_kv_received_bytes_total", "Bytes of KV frames received.")),
       failed(registry.AddCounter("cachalot_decode_failed_sequences_total",
                                  "Running sequences that ended in an error.")),
+      preempted(registry.AddCounter("cachalot_decode_preemptions_total",
+                                    "Running sequences that gave up their KV to others.")),
       kv_blocks_used(registry.AddGauge("cachalot_decode_kv_blocks_used", "KV blocks that leases hold.")),
       leases(registry.AddGauge("cachalot_decode_leases", "Leases that live.")),
       sessions(registry.AddGauge("cachalot_decode_sessions", "Open Sessions, one a router.")),

@@ -15,6 +15,7 @@ struct DecodeMetrics {
   Counter& stale_frames;  // KV frames of a replaced attempt
   Counter& kv_bytes;      // KV frames received, headers included
   Counter& failed;        // running sequences that ended in an error
+  Counter& preempted;     // running sequences whose KV others needed
   Gauge& kv_blocks_used;
   Gauge& leases;
   Gauge& sessions;

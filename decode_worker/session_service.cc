@@ -1,5 +1,6 @@
 #include "decode_worker/session_service.h"
 
+#include <algorithm>
 #include <functional>
 
 #include "common/base/ids.h"
@@ -34,7 +35,9 @@ struct SessionService::Session {
   Status end;          // why, once it has ended
   bool flush = false;  // when ended: send what is queued first
   bool greeted = false;
-  TimePoint sent;  // the last message to the router
+  bool takes_preemption = false;
+  TimePoint sent;         // the last message to the router
+  int64_t told_free = 0;  // KV tokens, by the last load it was sent
 };
 
 SessionService::SessionService(rpc::Server* server, rpc::Loop* loop, LeaseTable& leases, BlockPools& pools,
@@ -116,10 +119,12 @@ void SessionService::Tick() {
     metrics_.expired.Add();
   }
   if (!running.empty()) step_.Remove(std::move(running));
+  const int64_t free = pools_.free_tokens();
   for (auto& [id, session] : sessions_) {
-    if (!session->greeted || now - session->sent < options_.heartbeat) continue;
+    if (!session->greeted || (now - session->sent < options_.heartbeat && free == session->told_free))
+      continue;
     v1::SessionResponse response;
-    response.mutable_heartbeat();
+    Tell(*session, response.mutable_heartbeat()->mutable_load());
     Send(*session, std::move(response));
   }
   metrics_.kv_blocks_used.Set(static_cast<double>(pools_.used_blocks()));
@@ -150,13 +155,14 @@ Status SessionService::Greet(Session& session, const v1::Hello& hello) {
   if (session.greeted) return InvalidArgument("a second Hello in one Session");
   RETURN_IF_ERROR(CheckCompat(compat_, hello.compat(), session.name));
   session.greeted = true;
+  session.takes_preemption = hello.takes_preemption();
   LogInfo(session.name + ": Session open, router epoch " + HexId(hello.router_epoch()));
   v1::SessionResponse response;
   v1::HelloReply& reply = *response.mutable_hello();
   *reply.mutable_compat() = compat_;
   reply.set_epoch(leases_.epoch());
   reply.set_heartbeat_ms(static_cast<uint32_t>(options_.heartbeat / std::chrono::milliseconds(1)));
-  *reply.mutable_load() = CurrentLoad();
+  Tell(session, reply.mutable_load());
   Send(session, std::move(response));
   return OkStatus();
 }
@@ -177,6 +183,7 @@ Status SessionService::Open(Session& session, const v1::Open& open) {
   v1::SessionResponse response;
   v1::Granted& granted = *response.mutable_granted();
   granted.set_handle(open.handle());
+  Tell(session, granted.mutable_load());
   granted.mutable_lease()->set_id((*lease)->id);
   granted.mutable_lease()->set_epoch(leases_.epoch());
   granted.set_ttl_ms(static_cast<uint32_t>(leases_.options().session_grace / std::chrono::milliseconds(1)));
@@ -193,9 +200,20 @@ StatusOr<Lease*> SessionService::Grant(Session& session, const v1::Open& open) {
     return OutOfRange("a prompt of " + std::to_string(state.prompt.size()) + " and max_tokens of " +
                       std::to_string(state.params.max_tokens) + " exceed the context of " +
                       std::to_string(config_.max_position_embeddings));
-  // The pools round up to blocks themselves. One more than is ever fed, so that no end needs a special case.
-  ASSIGN_OR_RETURN(SequenceKv kv, pools_.Reserve(state.MaxTokens() + 1));
-  return leases_.Grant(session.id, open.handle(), std::move(state), std::move(kv));
+  // Debugging runs are not resumed, and neither is anything by a router that does not know how.
+  const bool preemptible = session.takes_preemption && !state.want_logits;
+  ASSIGN_OR_RETURN(SequenceKv kv, ReserveFor(state, preemptible));
+  ASSIGN_OR_RETURN(Lease * lease, leases_.Grant(session.id, open.handle(), std::move(state), std::move(kv)));
+  lease->preemptible = preemptible;
+  return lease;
+}
+
+/// What a sequence gets at first: all that it may ever need if it cannot be preempted.
+StatusOr<SequenceKv> SessionService::ReserveFor(const SequenceState& state, bool preemptible) {
+  RETURN_IF_ERROR(CheckHolds(pools_, state));
+  const int64_t all = state.MaxTokens();
+  const auto context = static_cast<int64_t>(state.prompt.size() + state.emitted.size());
+  return pools_.Reserve(preemptible ? std::min(all, context + options_.reserve_ahead) : all, all);
 }
 
 Status SessionService::Acknowledge(Session& session, const v1::Acknowledge& acknowledge) {
@@ -226,10 +244,18 @@ void SessionService::Deliver(std::vector<TokenOut> tokens) {
   std::map<uint64_t, v1::SessionResponse> batches;  // by Session
   std::vector<std::unique_ptr<Lease>> over;
   std::vector<std::pair<const Lease*, Status>> failed;
+  size_t sent = 0;
   for (TokenOut& token : tokens) {
     const Lease* lease = leases_.Find(token.id);
     if (!lease) continue;  // closed while the step ran
+    if (token.preempted) {
+      // All of its tokens went out with the steps before.
+      const auto preempted = leases_.Release(token.id);
+      Preempt(*preempted, token.index);
+      continue;
+    }
     if (token.error.ok()) {
+      ++sent;
       v1::StepBatch& batch = *batches[lease->session].mutable_step();
       batch.add_handles(lease->handle);
       batch.add_indices(token.index);
@@ -245,13 +271,13 @@ void SessionService::Deliver(std::vector<TokenOut> tokens) {
     }
     if (!token.error.ok() || token.finish != FinishReason::kNone) over.push_back(leases_.Release(token.id));
   }
-  metrics_.tokens.Add(static_cast<double>(tokens.size() - failed.size()));
+  metrics_.tokens.Add(static_cast<double>(sent));
   for (auto& [id, response] : batches) {
     const auto session = sessions_.find(id);
     if (session == sessions_.end()) continue;  // broken: nobody hears the tokens of its grace
     v1::StepBatch& batch = *response.mutable_step();
     while (batch.logprobs_size() > 0 && batch.logprobs_size() < batch.tokens_size()) batch.add_logprobs();
-    *batch.mutable_load() = CurrentLoad();
+    Tell(*session->second, batch.mutable_load());
     Send(*session->second, std::move(response));
   }
   for (const auto& [lease, status] : failed) {
@@ -271,6 +297,18 @@ void SessionService::Fail(Session& session, uint64_t handle, const Status& statu
   Send(session, std::move(response));
 }
 
+void SessionService::Preempt(const Lease& lease, int64_t next_index) {
+  metrics_.preempted.Add();
+  LogInfo(Tag(lease.request_id) + "preempted before output token " + std::to_string(next_index) +
+          ": others need its KV");
+  const auto session = sessions_.find(lease.session);
+  if (session == sessions_.end()) return;
+  v1::SessionResponse response;
+  response.mutable_preempted()->set_handle(lease.handle);
+  response.mutable_preempted()->set_next_index(next_index);
+  Send(*session->second, std::move(response));
+}
+
 void SessionService::Send(Session& session, v1::SessionResponse response) {
   using Pushed = rpc::WriteQueue<Stream>::Pushed;
   session.sent = loop_->Now();
@@ -279,6 +317,11 @@ void SessionService::Send(Session& session, v1::SessionResponse response) {
   End(session, ResourceExhausted("the router reads too slowly: " + std::to_string(options_.queue_limit) +
                                  " messages wait for it"));
   session.call->TryCancel();
+}
+
+void SessionService::Tell(Session& session, v1::Load* load) {
+  *load = CurrentLoad();
+  session.told_free = load->free_kv_tokens();
 }
 
 v1::Load SessionService::CurrentLoad() const {

@@ -3,8 +3,8 @@
 // (protos/cachalot/v1/decode.proto).
 //
 //   Hello -> HelloReply, then for each request: Open -> Granted | Failed; its KV arrives through kv_service;
-//   StepBatch after StepBatch with its tokens; gone after its finish, a Failed or a Close. Heartbeats both
-//   ways.
+//   StepBatch after StepBatch with its tokens; gone after its finish, a Failed, a Preempted or a Close.
+//   Heartbeats both ways.
 //
 // A Session that ends or falls silent is broken: its leases live on for the grace, then they are freed. A
 // router that comes back opens a new one. Everything here runs on the control loop.
@@ -28,6 +28,8 @@ struct SessionOptions {
   bool debug_logits = false;                            // accept `forced` and `want_logits`
   Duration heartbeat = std::chrono::milliseconds(500);  // sent when nothing else was, and asked of the router
   size_t queue_limit = 16384;  // messages; a sequence's window holds it long before a reader fills this
+  int64_t reserve_ahead =
+      256;  // tokens of KV that a lease has at first behind its context, max_tokens at most
 };
 
 class SessionService {
@@ -61,9 +63,12 @@ class SessionService {
   Status Greet(Session& session, const v1::Hello& hello);
   Status Open(Session& session, const v1::Open& open);
   StatusOr<Lease*> Grant(Session& session, const v1::Open& open);
+  StatusOr<SequenceKv> ReserveFor(const SequenceState& state, bool preemptible);
   Status Acknowledge(Session& session, const v1::Acknowledge& acknowledge);
   void Close(Session& session, uint64_t handle);
   void Fail(Session& session, uint64_t handle, const Status& status);
+  void Preempt(const Lease& lease, int64_t next_index);
+  void Tell(Session& session, v1::Load* load);
   void Send(Session& session, v1::SessionResponse response);
   static void End(Session& session, const Status& status);
 

@@ -12,8 +12,9 @@ using std::chrono::milliseconds;
 
 // How long an idle thread sleeps before it shows again that it is alive.
 constexpr Duration kIdleSleep = milliseconds(200);
-// Between two tries of a step while experts are away; what is posted is served at once.
-constexpr Duration kExpertRetry = milliseconds(20);
+// Between two tries of a step while experts are away or leases that do not run yet hold all KV; what is
+// posted is served at once.
+constexpr Duration kRetry = milliseconds(20);
 
 }  // namespace
 
@@ -68,17 +69,22 @@ void StepLoop::RunSteps() {
     WaitForMail(TimePoint::min());
     if (stop_) return;
     const TimePoint begin = loop_.Now();
-    switch (flow_->Step(tokens)) {
+    const DecodeFlow::Progress progress = flow_->Step(tokens);
+    const bool stepped = progress == DecodeFlow::Progress::kStepped;
+    if (stepped || !tokens.empty()) {
+      running_.store(static_cast<int64_t>(flow_->running()), std::memory_order_relaxed);
+      deliver_(std::move(tokens), {stepped ? flow_->last_batch() : 0, loop_.Now() - begin});
+      tokens.clear();
+    }
+    switch (progress) {
       case DecodeFlow::Progress::kStepped:
-        running_.store(static_cast<int64_t>(flow_->running()), std::memory_order_relaxed);
-        deliver_(std::move(tokens), {flow_->last_batch(), loop_.Now() - begin});
-        tokens.clear();
         break;
       case DecodeFlow::Progress::kIdle:
         loop_.PollOnce(loop_.Now() + kIdleSleep);
         break;
       case DecodeFlow::Progress::kExpertsAway:
-        WaitForMail(loop_.Now() + kExpertRetry);
+      case DecodeFlow::Progress::kNoRoom:
+        WaitForMail(loop_.Now() + kRetry);
         break;
     }
   }
@@ -116,7 +122,8 @@ void StepLoop::Send(Message message) {
 }
 
 void StepLoop::Take(JoinMessage& message) {
-  flow_->Join(message.id, std::move(message.state), std::move(message.kv), message.first_token);
+  flow_->Join(message.id, std::move(message.state), std::move(message.kv), message.first_token,
+              message.preemptible);
 }
 
 void StepLoop::Take(RemoveMessage& message) {
@@ -127,8 +134,8 @@ void StepLoop::Take(AcknowledgeMessage& message) {
   for (const auto& [id, next_index] : message.next_indices) flow_->Acknowledge(id, next_index);
 }
 
-void StepLoop::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token) {
-  Send(JoinMessage{id, std::move(state), std::move(kv), first_token});
+void StepLoop::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token, bool preemptible) {
+  Send(JoinMessage{id, std::move(state), std::move(kv), first_token, preemptible});
 }
 
 void StepLoop::Remove(std::vector<uint64_t> ids) { Send(RemoveMessage{std::move(ids)}); }

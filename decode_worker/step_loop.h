@@ -29,7 +29,7 @@ class StepLoop {
  public:
   /// Makes the experts on the step thread; their streams may live on `loop`, which that thread drives.
   using MakeExperts = std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop* loop)>;
-  /// The tokens of one step, on the step thread: post them on.
+  /// The tokens of one step, on the step thread: post them on. A batch of 0: preemptions without a step.
   using Deliver = std::function<void(std::vector<TokenOut> tokens, StepFigures figures)>;
 
   /// `clock` judges how long experts may be away. `spin_us`: how long the thread polls before it sleeps.
@@ -42,7 +42,7 @@ class StepLoop {
   void Stop();
 
   // Any thread. In order; taken between two steps.
-  void Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token);
+  void Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token, bool preemptible);
   void Remove(std::vector<uint64_t> ids);
   /// Pairs of id and the output index up to which the reader has everything.
   void Acknowledge(std::vector<std::pair<uint64_t, int64_t>> next_indices);
@@ -57,6 +57,7 @@ class StepLoop {
     SequenceState state;
     SequenceKv kv;
     int32_t first_token;
+    bool preemptible;
   };
   struct RemoveMessage {
     std::vector<uint64_t> ids;

@@ -109,18 +109,22 @@ class EmbeddedEngine::Decode final : public DecodeWorker {
     sequence->queue = std::move(queue);
     FlowEvent event;
     event.kind = Kind::kGranted;
-    auto kv = engine_->embedded_->pools().Reserve(state.MaxTokens());
-    if (kv.ok()) {
-      sequence->kv = std::move(*kv);
-    } else {
-      event.kind = Kind::kDecodeFailed;
-      event.error = kv.status();
-    }
+    event.error = Reserve(state, &sequence->kv);
+    if (!event.error.ok()) event.kind = Kind::kDecodeFailed;
     sequence->queue->Push(std::move(event));
     return std::make_unique<Lease>(engine_, std::move(sequence));
   }
 
  private:
+  /// All that the sequence may need: nothing is preempted in one process, where to prefill again would take
+  /// the same thread from all others.
+  Status Reserve(const SequenceState& state, SequenceKv* kv) {
+    BlockPools& pools = engine_->embedded_->pools();
+    RETURN_IF_ERROR(CheckHolds(pools, state));
+    ASSIGN_OR_RETURN(*kv, pools.Reserve(state.MaxTokens()));
+    return OkStatus();
+  }
+
   EmbeddedEngine* engine_;
   const std::string name_ = "embedded";
 };

@@ -58,6 +58,7 @@ Status RunEmbedded(EmbeddedModel& embedded, std::span<const SequenceState> state
                       embedded.prefixes());
   std::vector<std::shared_ptr<Handover>> handovers;
   for (size_t i = 0; i < states.size(); ++i) {
+    RETURN_IF_ERROR(CheckHolds(embedded.pools(), states[i]));
     ASSIGN_OR_RETURN(SequenceKv kv, embedded.pools().Reserve(states[i].MaxTokens()));
     handovers.push_back(std::make_shared<Handover>(options[i]));
     prefill.Submit({i, states[i], std::move(kv), 0, handovers[i]});

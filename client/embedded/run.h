@@ -26,7 +26,8 @@ struct RunOptions {
   std::function<void(std::span<const float> rows)> on_logits;
 };
 
-/// RESOURCE_EXHAUSTED when the KV does not fit; else what the flows report.
+/// OUT_OF_RANGE when the KV could never fit, RESOURCE_EXHAUSTED when it does not now; else what the flows
+/// report.
 Status RunEmbedded(EmbeddedModel& embedded, const SequenceState& state, const RunOptions& options);
 
 /// Several at once, options[i] for states[i]; the flow shares the prefill of equal contexts. The first error ends all.

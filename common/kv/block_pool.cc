@@ -37,6 +37,13 @@ std::byte* SequenceKv::RowBytes(PoolTag tag, int layer, int64_t row) {
   return pools_->pools_[p].memory.get() + blocks_[p][page] * spec.block_bytes() + slot * spec.row_bytes();
 }
 
+bool SequenceKv::Grow(int64_t tokens) {
+  if (tokens <= capacity_) return true;
+  if (!pools_->Extend(blocks_, tokens)) return false;
+  capacity_ = tokens;
+  return true;
+}
+
 void SequenceKv::BeginWrite(int64_t count) {
   CHECK(count >= 0 && tokens_ + count <= capacity_);
   written_ = std::max(written_, tokens_ + count);
@@ -99,8 +106,8 @@ BlockPools::BlockPools(KvLayout layout, int max_sequences, int64_t max_tokens) :
 
 BlockPools::~BlockPools() { CHECK_MSG(used_blocks() == 0, "a sequence outlives its KV pools"); }
 
-StatusOr<SequenceKv> BlockPools::Reserve(int64_t tokens) {
-  const auto wanted = layout_.BlocksFor(tokens);
+StatusOr<SequenceKv> BlockPools::Reserve(int64_t tokens, int64_t at_most) {
+  const auto wanted = layout_.BlocksFor(tokens), most = layout_.BlocksFor(std::max(tokens, at_most));
   SequenceKv kv;
   std::lock_guard lock(mutex_);
   for (int p = 0; p < kPoolCount; ++p)
@@ -112,6 +119,7 @@ StatusOr<SequenceKv> BlockPools::Reserve(int64_t tokens) {
                                "--max-sequences");
   for (int p = 0; p < kPoolCount; ++p) {
     auto& free = pools_[p].free;
+    kv.blocks_[p].reserve(most[p]);
     kv.blocks_[p].assign(free.end() - wanted[p], free.end());
     free.resize(free.size() - wanted[p]);
     used_ += wanted[p];
@@ -119,6 +127,40 @@ StatusOr<SequenceKv> BlockPools::Reserve(int64_t tokens) {
   kv.pools_ = this;
   kv.capacity_ = tokens;
   return kv;
+}
+
+bool BlockPools::Extend(std::array<std::vector<int32_t>, kPoolCount>& blocks, int64_t tokens) {
+  const auto wanted = layout_.BlocksFor(tokens);
+  std::lock_guard lock(mutex_);
+  for (int p = 0; p < kPoolCount; ++p)
+    if (wanted[p] > static_cast<int64_t>(blocks[p].size() + pools_[p].free.size())) return false;
+  for (int p = 0; p < kPoolCount; ++p) {
+    auto& free = pools_[p].free;
+    const auto more = wanted[p] - static_cast<ptrdiff_t>(blocks[p].size());
+    if (more <= 0) continue;
+    blocks[p].insert(blocks[p].end(), free.end() - more, free.end());
+    free.resize(free.size() - more);
+    used_ += more;
+  }
+  return true;
+}
+
+bool BlockPools::CanHold(int64_t tokens) const {
+  const auto wanted = layout_.BlocksFor(tokens);
+  for (int p = 0; p < kPoolCount; ++p)
+    if (wanted[p] > pools_[p].total) return false;
+  return true;
+}
+
+int64_t BlockPools::total_tokens() const {
+  int64_t tokens = INT64_MAX;
+  for (int p = 0; p < kPoolCount; ++p) {
+    const PoolSpec& spec = layout_.pool(static_cast<PoolTag>(p));
+    if (spec.layers.empty() || spec.ring) continue;
+    // Its last row comes with the last of `ratio` tokens.
+    tokens = std::min(tokens, pools_[p].total * int64_t{spec.rows_per_block} * spec.ratio + spec.ratio - 1);
+  }
+  return tokens;
 }
 
 void BlockPools::Free(std::array<std::vector<int32_t>, kPoolCount>& blocks) {

@@ -16,8 +16,8 @@ namespace cachalot {
 
 class BlockPools;
 
-/// The KV of one sequence: blocks reserved up front for `capacity` tokens, given back when the handle dies. One thread
-/// at a time may use it.
+/// The KV of one sequence: blocks for `capacity` tokens, given back when the handle dies. One thread at a
+/// time may use it.
 class SequenceKv {
  public:
   SequenceKv() = default;
@@ -29,6 +29,10 @@ class SequenceKv {
   int64_t tokens() const { return tokens_; }
   int64_t capacity() const { return capacity_; }
   const KvLayout& layout() const;
+
+  /// Takes the blocks that `tokens` tokens need beyond those it has. False, and nothing changed: a pool has
+  /// too few free ones. Allocates no memory up to the `at_most` of its reservation.
+  bool Grow(int64_t tokens);
 
   /// Row of a model layer: append-only pools by entry index, rings by position. CHECKs the bounds.
   std::byte* RowBytes(PoolTag tag, int layer, int64_t row);
@@ -77,8 +81,14 @@ class BlockPools {
   BlockPools(KvLayout layout, int max_sequences, int64_t max_tokens);
   ~BlockPools();
 
-  /// RESOURCE_EXHAUSTED names the pool, the blocks wanted and the blocks free.
-  StatusOr<SequenceKv> Reserve(int64_t tokens);
+  /// RESOURCE_EXHAUSTED names the pool, the blocks wanted and the blocks free. `at_most`: what the sequence
+  /// may grow to.
+  StatusOr<SequenceKv> Reserve(int64_t tokens, int64_t at_most = 0);
+  /// Whether `tokens` tokens of one sequence would fit if nobody else held a block: what does not will never
+  /// be granted.
+  bool CanHold(int64_t tokens) const;
+  /// The most tokens for which CanHold says yes.
+  int64_t total_tokens() const;
 
   const KvLayout& layout() const { return layout_; }
   int64_t used_blocks() const { return used_.load(std::memory_order_relaxed); }
@@ -94,6 +104,7 @@ class BlockPools {
     int32_t total = 0;
   };
   void Free(std::array<std::vector<int32_t>, kPoolCount>& blocks);
+  bool Extend(std::array<std::vector<int32_t>, kPoolCount>& blocks, int64_t tokens);
 
   KvLayout layout_;
   mutable std::mutex mutex_;

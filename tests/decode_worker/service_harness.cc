@@ -66,8 +66,9 @@ TestRouter::~TestRouter() {
   Finish().IgnoreError();
 }
 
-bool TestRouter::Hello(const v1::Compat& compat) {
+bool TestRouter::Hello(const v1::Compat& compat, bool takes_preemption) {
   v1::SessionRequest request;
+  request.mutable_hello()->set_takes_preemption(takes_preemption);
   *request.mutable_hello()->mutable_compat() = compat;
   return Send(request);
 }
@@ -98,16 +99,22 @@ bool TestRouter::Heartbeat() {
   return Send(request);
 }
 
+v1::SessionResponse TestRouter::NextOfAnyKind() {
+  v1::SessionResponse response;
+  if (!stream_->Read(&response)) return {};
+  return response;
+}
+
 v1::SessionResponse TestRouter::Next() {
   v1::SessionResponse response;
   do {
-    if (!stream_->Read(&response)) return {};
+    response = NextOfAnyKind();
   } while (response.has_heartbeat());
   return response;
 }
 
-v1::HelloReply TestRouter::Greet(const v1::Compat& compat) {
-  EXPECT_TRUE(Hello(compat));
+v1::HelloReply TestRouter::Greet(const v1::Compat& compat, bool takes_preemption) {
+  EXPECT_TRUE(Hello(compat, takes_preemption));
   const v1::SessionResponse response = Next();
   EXPECT_TRUE(response.has_hello()) << response.DebugString();
   return response.hello();
@@ -116,7 +123,8 @@ v1::HelloReply TestRouter::Greet(const v1::Compat& compat) {
 v1::Lease TestRouter::Lease(uint64_t handle, const SequenceState& state) {
   EXPECT_TRUE(Open(handle, state));
   v1::SessionResponse response = Next();
-  for (; response.has_step(); response = Next()) Take(response, true);  // of other requests
+  for (; response.has_step() || response.has_preempted(); response = Next())
+    Take(response, true);  // of other requests
   EXPECT_TRUE(response.has_granted()) << response.DebugString();
   EXPECT_EQ(response.granted().handle(), handle);
   return response.granted().lease();
@@ -132,7 +140,7 @@ Status TestRouter::Refusal(uint64_t handle, const SequenceState& state) {
 
 bool TestRouter::ReadTokens(uint64_t handle, size_t count, bool acknowledge) {
   while (tokens[handle].size() < count) {
-    if (failed.contains(handle)) return false;
+    if (failed.contains(handle) || preempted.contains(handle)) return false;
     const v1::SessionResponse response = Next();
     if (response.message_case() == v1::SessionResponse::MESSAGE_NOT_SET) return false;
     Take(response, acknowledge);
@@ -145,6 +153,7 @@ void TestRouter::Take(const v1::SessionResponse& response, bool acknowledge) {
     failed[response.failed().handle()] =
         MakeStatus(static_cast<StatusCode>(response.failed().code()), response.failed().message());
   }
+  if (response.has_preempted()) preempted[response.preempted().handle()] = response.preempted().next_index();
   const v1::StepBatch& step = response.step();
   for (int i = 0; i < step.handles_size(); ++i) {
     const uint64_t handle = step.handles(i);
@@ -192,8 +201,6 @@ void ServiceTest::TearDown() {
 }
 
 void ServiceTest::Start(StepLoop::MakeExperts make_experts) {
-  options_.kv_tokens = 16384;
-  options_.max_sequences = 16;
   server_ = std::make_unique<DecodeServer>(engine_.weights(), **kernels::SelectKernels("auto"), clock_,
                                            registry_, options_);
   const Status started = server_->Start(make_experts ? std::move(make_experts) : server_->LocalBackend());
@@ -233,9 +240,9 @@ void ServiceTest::Run(TestRouter& router, uint64_t handle, const SequenceState& 
   EXPECT_TRUE(verdict.ok()) << verdict;
 }
 
-std::unique_ptr<TestRouter> ServiceTest::GreetedRouter() {
+std::unique_ptr<TestRouter> ServiceTest::GreetedRouter(bool takes_preemption) {
   auto router = NewRouter();
-  const v1::HelloReply reply = router->Greet(server_->compat());
+  const v1::HelloReply reply = router->Greet(server_->compat(), takes_preemption);
   EXPECT_EQ(reply.epoch(), server_->epoch());
   return router;
 }

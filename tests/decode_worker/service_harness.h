@@ -42,7 +42,7 @@ class TestRouter {
 
   /// False when the stream is dead.
   bool Send(const v1::SessionRequest& request) { return stream_->Write(request); }
-  bool Hello(const v1::Compat& compat);
+  bool Hello(const v1::Compat& compat, bool takes_preemption = true);
   bool Open(uint64_t handle, const SequenceState& state);
   bool Acknowledge(uint64_t handle, int64_t next_index);
   bool Close(uint64_t handle);
@@ -50,14 +50,15 @@ class TestRouter {
 
   /// The next message that is no heartbeat; one without content at the end of the stream.
   v1::SessionResponse Next();
+  v1::SessionResponse NextOfAnyKind();
   /// Hello and its reply.
-  v1::HelloReply Greet(const v1::Compat& compat);
+  v1::HelloReply Greet(const v1::Compat& compat, bool takes_preemption = true);
   /// Open and its grant; nothing else may come between.
   v1::Lease Lease(uint64_t handle, const SequenceState& state);
   /// Open and its refusal.
   Status Refusal(uint64_t handle, const SequenceState& state);
   /// Reads StepBatches until `count` tokens of `handle` are in tokens; acknowledges if told to. False when
-  /// the stream or the request ends before.
+  /// the stream or the request ends before, or the request is preempted.
   bool ReadTokens(uint64_t handle, size_t count, bool acknowledge = true);
 
   /// Gives up, as a dying router does.
@@ -68,6 +69,7 @@ class TestRouter {
   std::map<uint64_t, std::vector<int32_t>> tokens;  // by handle, from the decode worker only
   std::map<uint64_t, v1::StepFinish> finish;
   std::map<uint64_t, Status> failed;
+  std::map<uint64_t, int64_t> preempted;  // the next index
   std::map<uint64_t, std::vector<std::string>> logits;
 
  private:
@@ -99,7 +101,11 @@ class TestPush {
 
 class ServiceTest : public ::testing::Test {
  protected:
-  void SetUp() override { client_loop_.Start(); }
+  void SetUp() override {
+    client_loop_.Start();
+    options_.kv_tokens = 16384;
+    options_.max_sequences = 16;
+  }
   void TearDown() override;
   /// With the experts in process unless others are given.
   void Start(StepLoop::MakeExperts make_experts = {});
@@ -124,7 +130,7 @@ class ServiceTest : public ::testing::Test {
   }
   std::unique_ptr<TestRouter> NewRouter() { return std::make_unique<TestRouter>(address_); }
   /// A router that has said Hello.
-  std::unique_ptr<TestRouter> GreetedRouter();
+  std::unique_ptr<TestRouter> GreetedRouter(bool takes_preemption = true);
   bool AllFree() {
     return Eventually([this] { return server_->pools().used_blocks() == 0; });
   }

@@ -50,6 +50,39 @@ TEST(BlockPools, EverySequenceGetsAllTokensItWasPromised) {
   EXPECT_TRUE(pools.Reserve(100).ok());
 }
 
+TEST(BlockPools, GrowTakesWhatIsMissingOrNothing) {
+  BlockPools pools(Layout(), 2, 1024);  // 10 blocks of csa_kv
+  SequenceKv a = *pools.Reserve(100, 1280), b = *pools.Reserve(128);
+  EXPECT_EQ(pools.used_blocks(), 2 * 4 + 2 * 2 + 1);  // rings, csa_kv and indexer_kv; a row of hca_kv
+  EXPECT_TRUE(a.Grow(90));
+  EXPECT_EQ(a.capacity(), 100);
+  EXPECT_TRUE(a.Grow(128));                // its block has room
+  EXPECT_EQ(pools.used_blocks(), 13 + 1);  // a row of hca_kv
+  const float* row = a.Row(PoolTag::kCsaKv, 1, 3);
+  EXPECT_TRUE(a.Grow(1152));
+  EXPECT_EQ(a.capacity(), 1152);
+  EXPECT_EQ(a.Row(PoolTag::kCsaKv, 1, 3), row) << "what it has stays where it is";
+  a.Row(PoolTag::kCsaKv, 1, 287)[0] = 1;
+  const int64_t used = pools.used_blocks();
+  EXPECT_FALSE(a.Grow(1280));
+  EXPECT_EQ(a.capacity(), 1152);
+  EXPECT_EQ(pools.used_blocks(), used);
+  b.Release();
+  EXPECT_TRUE(a.Grow(1280));
+  a.Release();
+  EXPECT_EQ(pools.used_blocks(), 0);
+}
+
+TEST(BlockPools, CanHoldIsWhatAnEmptyPoolGrants) {
+  BlockPools pools(Layout(), 3, 700);
+  EXPECT_EQ(pools.total_tokens(), (700 / 128 + 3) * 128 + 3);
+  const int64_t most = pools.total_tokens();
+  for (const int64_t tokens : {int64_t{1}, most - 1, most, most + 1, 10 * most}) {
+    EXPECT_EQ(pools.CanHold(tokens), pools.Reserve(tokens).ok()) << tokens;
+    EXPECT_EQ(pools.CanHold(tokens), tokens <= most) << tokens;
+  }
+}
+
 TEST(SequenceKv, RowsAreDisjointAndRingsWrap) {
   BlockPools pools(Layout(), 2, 1024);
   SequenceKv a = *pools.Reserve(300), b = *pools.Reserve(300);

@@ -36,13 +36,15 @@ TEST_P(DecodeStep, AllocatesNothingAfterWarmUp) {
   BlockPools pools(KvLayout(KvShapeOf(weights->config)), 4, 4096);
   LocalExperts experts(ExpertTable(*weights), *kernels::CpuKernels(), threads, weights->config.swiglu_limit);
   Sampler sampler(weights->config.vocab_size);
-  SequenceKv a = *pools.Reserve(1024), b = *pools.Reserve(1024);
+  SequenceKv a = *pools.Reserve(1024), b = *pools.Reserve(64, 1024);
   int32_t ids[2] = {3, 4};
   const auto step = [&](uint64_t index) {
+    ASSERT_TRUE(b.Grow(b.tokens() + 1));
     const Segment segments[2] = {{&a, {ids, 1}, false}, {&b, {ids + 1, 1}, false}};
     const auto logits = model.Forward(segments, experts);
     ASSERT_TRUE(logits.ok());
-    for (int i = 0; i < 2; ++i) ids[i] = *sampler.Sample(logits->last(i), {.temperature = 1, .seed = 7}, index);
+    for (int i = 0; i < 2; ++i)
+      ids[i] = *sampler.Sample(logits->last(i), {.temperature = 1, .seed = 7}, index);
   };
   uint64_t index = 0;
   for (; index < 300; ++index) step(index);  // past the window, two HCA rows, a real indexer choice
