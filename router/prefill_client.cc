@@ -12,24 +12,41 @@ namespace {
 
 using Kind = FlowEvent::Kind;
 constexpr int kPrefillMessageBytes = 16 << 20;
+// Messages with rows of the prompt, a MiB each at most, that a client which reads slowly lets wait at the
+// router. Then the worker waits.
+constexpr int kMaxHeld = 16;
 
 }  // namespace
 
 /// Shared by the coroutine and the Call that the flow holds.
 struct PrefillClient::Running {
-  explicit Running(rpc::Loop* loop) : over(loop), watchers(loop) {}
+  explicit Running(rpc::Loop* loop) : over(loop), room(loop), watchers(loop) {}
 
   v1::PrefillRequest request;
   std::shared_ptr<FlowQueue> queue;
   rpc::CancelScope scope;
   rpc::Event over;
+  rpc::Event room;         // a held message has been taken
+  int held = 0;            // messages with rows that the flow has not taken
+  bool reads_not = false;  // until there is room
   rpc::TaskGroup watchers;
   rpc::ClientReader<v1::PrefillEvent>* stream = nullptr;
   TimePoint last_heard;
   bool silent = false;
   bool abandoned = false;  // the flow does not want to hear of it any more
 
-  void Push(const v1::PrefillEvent& event) {
+  static void Push(const std::shared_ptr<Running>& running, const v1::PrefillEvent& event) {
+    running->Push(event, std::weak_ptr<Running>(running));
+  }
+  void Fail(Status status) {
+    FlowEvent failed;
+    failed.kind = Kind::kPrefillFailed;
+    failed.error = std::move(status);
+    Deliver(std::move(failed));
+  }
+
+ private:
+  void Push(const v1::PrefillEvent& event, std::weak_ptr<Running> self) {
     FlowEvent news;
     if (event.has_first_token()) {
       news.kind = Kind::kFirstToken;
@@ -61,16 +78,18 @@ struct PrefillClient::Running {
     } else {
       return;  // a sign of life
     }
+    if (news.kind == Kind::kPromptLogits || news.kind == Kind::kPromptLogprobs) {
+      ++held;
+      // The queue may outlive this, and this holds the queue.
+      news.hold = std::shared_ptr<void>(nullptr, [self = std::move(self)](void*) {
+        const auto running = self.lock();
+        if (!running) return;
+        --running->held;
+        running->room.Set();
+      });
+    }
     Deliver(std::move(news));
   }
-  void Fail(Status status) {
-    FlowEvent failed;
-    failed.kind = Kind::kPrefillFailed;
-    failed.error = std::move(status);
-    Deliver(std::move(failed));
-  }
-
- private:
   void Deliver(FlowEvent event) {
     event.attempt = request.attempt();
     if (!abandoned) queue->Push(std::move(event));
@@ -82,6 +101,7 @@ class PrefillClient::Call final : public PrefillCall {
   explicit Call(std::shared_ptr<Running> running) : running_(std::move(running)) {}
   ~Call() override {
     running_->abandoned = true;
+    running_->room.Set();
     running_->scope.Cancel();
   }
 
@@ -186,7 +206,8 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
     while (co_await stream.Read(&event)) {
       running->last_heard = loop->Now();
       complete |= event.has_committed() || event.first_token().finish() != v1::STEP_FINISH_NONE;
-      running->Push(event);
+      Running::Push(running, event);
+      co_await AwaitReader(loop, running.get());
     }
   }
   Status status = co_await stream.Finish();
@@ -208,12 +229,25 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
   co_await running->watchers.JoinAll();
 }
 
+/// Returns when the flow has taken enough of what it was given. The worker may be silent meanwhile: nobody
+/// reads.
+rpc::Task<void> PrefillClient::AwaitReader(rpc::Loop* loop, Running* running) {
+  while (running->held >= kMaxHeld && !running->abandoned && !loop->draining()) {
+    running->reads_not = true;
+    running->room.Reset();
+    co_await running->room.WaitUntil(TimePoint::max());
+    running->last_heard = loop->Now();
+    running->reads_not = false;
+  }
+}
+
 rpc::Task<void> PrefillClient::Watch(PrefillClient* client, Running* running) {
   const Duration limit = client->options_.silence_limit;
   for (;;) {
     const TimePoint end = running->last_heard + limit;
     const bool over = co_await running->over.WaitUntil(end);
     if (over || client->loop_->draining()) co_return;
+    if (running->reads_not) running->last_heard = client->loop_->Now();
     if (client->loop_->Now() - running->last_heard < limit) continue;
     running->silent = true;
     if (running->stream) running->stream->TryCancel();

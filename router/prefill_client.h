@@ -46,6 +46,7 @@ class PrefillClient final : public PrefillWorker, public MemberClient {
   class Call;
   struct Running;
   static rpc::Task<void> RunCall(PrefillClient* client, std::shared_ptr<Running> running);
+  static rpc::Task<void> AwaitReader(rpc::Loop* loop, Running* running);
   static rpc::Task<void> Watch(PrefillClient* client, Running* running);
   void NewChannel();
   Status Admit(v1::Description& description);

@@ -23,6 +23,7 @@ struct FlowEvent {
     kPrefillFailed,   // error; attempt says which one
     kToken,           // from the decode worker: index, token, finish, logits [vocab] when debugging
     kDecodeFailed,    // error: the lease is gone
+    kPreempted,       // the lease is gone because others need its KV; tokens up to index - 1 came before
     kCancelled,       // the client went away
   };
   Kind kind{};
@@ -35,6 +36,8 @@ struct FlowEvent {
   int64_t first_row = 0;
   std::vector<float> logits;
   std::vector<TokenLogprobs> logprobs;  // kFirstToken, kToken: of that one, when wanted
+  std::shared_ptr<void>
+      hold;  // kPromptLogits, kPromptLogprobs: the sender waits while it has too many of these out
 };
 using FlowQueue = rpc::AsyncQueue<FlowEvent>;
 
@@ -56,6 +59,7 @@ struct WorkerLoad {
   int64_t running = 0;         // sequences or jobs
   int64_t waiting_tokens = 0;  // prefill
   int64_t free_kv_tokens = 0;
+  int64_t leases = 0;  // decode: all that hold KV, running or not
 };
 
 class DecodeWorker {

@@ -84,6 +84,53 @@ TEST_F(PrefillClientTest, KnowsItsWorker) {
   EXPECT_TRUE(Eventually([&] { return OnLoop([&] { return client_->load().waiting_tokens; }) == 7; }));
 }
 
+TEST_F(PrefillClientTest, AFlowThatTakesNoRowsHoldsUpItsWorkerOnly) {
+  options_.silence_limit = std::chrono::seconds(1);
+  ConnectWell();
+  Start();
+  constexpr int kMessages = 50, kHeld = 16;
+  for (int i = 0; i < kMessages; ++i) {
+    v1::PrefillEvent logits;
+    logits.mutable_logits()->set_first_row(i);
+    logits.mutable_logits()->set_rows(1);
+    logits.mutable_logits()->set_values(std::string(1 << 18, '\0'));
+    server_->Send(logits);
+  }
+  server_->SendFirstToken(77);
+  server_->SendCommitted();
+  server_->End(OkStatus());
+  const auto waiting = [&] { return OnLoop([&] { return queue_->size(); }); };
+  ASSERT_TRUE(Eventually([&] { return waiting() == kHeld; }));
+  // Longer than the limit, by looks that are 20 ms apart: a worker that is not read is not silent.
+  const size_t looks = server_->Look(server_->describers).size();
+  ASSERT_TRUE(Eventually([&] { return server_->Look(server_->describers).size() >= looks + 70; }));
+  EXPECT_EQ(waiting(), size_t{kHeld});
+  for (int i = 0; i < kMessages; ++i) {
+    const FlowEvent rows = Next(queue_);
+    ASSERT_EQ(rows.kind, Kind::kPromptLogits) << rows.error;
+    EXPECT_EQ(rows.first_row, i);
+    EXPECT_LE(waiting(), size_t{kHeld} + 2);  // and the end
+  }
+  EXPECT_EQ(Next(queue_).kind, Kind::kFirstToken);
+  EXPECT_EQ(Next(queue_).kind, Kind::kCommitted);
+  EXPECT_TRUE(EventuallyNoCall());
+}
+
+TEST_F(PrefillClientTest, AFlowThatTakesNoRowsMayLeave) {
+  ConnectWell();
+  Start();
+  for (int i = 0; i < 40; ++i) {
+    v1::PrefillEvent logits;
+    logits.mutable_logits()->set_values("12345678");
+    server_->Send(logits);
+  }
+  ASSERT_TRUE(Eventually([&] { return OnLoop([&] { return queue_->size(); }) == 16; }));
+  Drop();
+  EXPECT_TRUE(EventuallyNoCall());
+  EXPECT_TRUE(Eventually([&] { return OnLoop([&] { return queue_.use_count(); }) == 1; }))
+      << "nobody keeps it";
+}
+
 TEST_F(PrefillClientTest, CarriesAPrefill) {
   ConnectWell();
   Start({.attempt = 3, .max_chunk_tokens = 64});

@@ -271,6 +271,7 @@ void ClientTest::StopLoop() {
 namespace {
 rpc::Task<std::optional<FlowEvent>> Pop(rpc::Loop* loop, std::shared_ptr<FlowQueue> queue) {
   std::optional<FlowEvent> event = co_await queue->PopUntil(loop->Now() + kPatience);
+  if (event) event->hold.reset();  // a thing of the loop
   co_return event;
 }
 }  // namespace
