@@ -15,7 +15,7 @@ constexpr int kSessionMessageBytes = 16 << 20;
 constexpr int64_t kAcknowledgeEvery = 16;  // tokens; the window is far larger
 
 WorkerLoad FromProto(const v1::Load& load) {
-  return {load.running_sequences(), load.waiting_tokens(), load.free_kv_tokens()};
+  return {load.running_sequences(), load.waiting_tokens(), load.free_kv_tokens(), load.leases()};
 }
 
 }  // namespace
@@ -79,6 +79,12 @@ class DecodeClient::Call final : public RemoteLease {
     if (!event.logits.empty())
       std::memcpy(event.logits.data(), logits.data(), event.logits.size() * sizeof(float));
     if (logprobs) event.logprobs.push_back(std::move(*logprobs));
+    queue_->Push(std::move(event));
+  }
+  void Preempted(int64_t next_index) {
+    FlowEvent event;
+    event.kind = FlowEvent::Kind::kPreempted;
+    event.index = next_index;
     queue_->Push(std::move(event));
   }
   void Failed(Status status) {
@@ -179,6 +185,7 @@ rpc::Task<Status> DecodeClient::RunSession() {
   v1::SessionRequest hello;
   *hello.mutable_hello()->mutable_compat() = *cluster_->compat();
   hello.mutable_hello()->set_router_epoch(router_epoch_);
+  hello.mutable_hello()->set_takes_preemption(true);
   Send(std::move(hello));
   session.beats.Spawn(Beat(&session), "decode session heartbeat");
   v1::SessionResponse response;
@@ -256,6 +263,7 @@ void DecodeClient::Dispatch(const v1::SessionResponse& response) {
       LogInfo("decode worker " + address_ + " is ready");
       break;
     case v1::SessionResponse::kGranted:
+      if (response.granted().has_load()) load_ = FromProto(response.granted().load());
       if (Call* call = Find(response.granted().handle())) call->Granted(response.granted());
       break;
     case v1::SessionResponse::kFailed: {
@@ -266,6 +274,16 @@ void DecodeClient::Dispatch(const v1::SessionResponse& response) {
       call->Failed(MakeStatus(static_cast<StatusCode>(failed.code()), failed.message()));
       break;
     }
+    case v1::SessionResponse::kPreempted: {
+      Call* call = Find(response.preempted().handle());
+      if (call == nullptr) break;
+      calls_.erase(response.preempted().handle());
+      call->Preempted(response.preempted().next_index());
+      break;
+    }
+    case v1::SessionResponse::kHeartbeat:  // of an older worker without a load
+      if (response.heartbeat().has_load()) load_ = FromProto(response.heartbeat().load());
+      break;
     case v1::SessionResponse::kStep:
       DispatchStep(response.step());
       break;

@@ -54,6 +54,9 @@ GenerationService::GenerationService(rpc::Server* server, rpc::Loop* loop, FlowC
                                                  ExponentialBuckets(0.0005, 2, 18))),
       request_seconds_(metrics->AddHistogram("cachalot_router_request_seconds", "Arrival to end",
                                              ExponentialBuckets(0.001, 2, 18))) {
+  flow_->preemptions =
+      &metrics->AddCounter("cachalot_router_preemptions_total",
+                           "Times that requests gave up their KV to others and went on later");
   using Service = v1::Inference::AsyncService;
   server->ServerStreaming(
       loop, &inference_, &Service::RequestGenerate,

@@ -14,6 +14,7 @@ namespace {
 using Kind = FlowEvent::Kind;
 
 constexpr Duration kLookAround = std::chrono::milliseconds(20);
+constexpr Duration kMaxBackoff = std::chrono::seconds(1), kMaxPatience = std::chrono::seconds(32);
 
 /// A worker's error as the request's own. A time-out, a cancellation or damaged KV on the workers' side is no
 /// deadline and no cancellation of this request's: another attempt may do better.
@@ -43,16 +44,23 @@ class Request {
         siblings_(siblings),
         generation_(context->generation),
         queue_(std::make_shared<FlowQueue>(context->loop)),
-        output_(state_.emitted) {}
+        output_(state_.emitted),
+        patience_(context->options.resume_patience) {
+    ++context_->running;
+  }
+  ~Request() { --context_->running; }
+  Request(const Request&) = delete;
+  Request& operator=(const Request&) = delete;
 
   FlowQueue& queue() { return *queue_; }
 
   rpc::Task<StatusOr<FlowResult>> Run() {
-    for (int pair = 1;; ++pair) {
+    for (int pair = 1;;) {
       const Status status = co_await RunPair();
       if (status.ok()) co_return FlowResult{finish_, NextIndex(), cached_.value_or(0)};
+      if (GoesToTheLine(status) || TooLargeForThis(status)) continue;
       // Another pair can go on only if this one died under the request; debugging runs are not resumed.
-      const bool again = pair < context_->options.max_pairs && rpc::IsRetryable(status) && !over_ &&
+      const bool again = pair++ < context_->options.max_pairs && rpc::IsRetryable(status) && !over_ &&
                          !state_.want_logits && context_->loop->Now() < deadline_;
       if (!again) co_return status;
       LogWarning(Tag() + "attempt on another pair of workers: " + StatusMessage(status));
@@ -70,11 +78,51 @@ class Request {
   /// The first token of this pair is the prefill worker's to send; the decode worker goes on behind it.
   bool FirstTokenMissing() const { return output_.size() == state_.emitted.size(); }
 
+  /// A request that the client has seen accepted does not end for want of KV or of a place in a queue: it
+  /// waits. True when the line is where it goes on.
+  bool GoesToTheLine(const Status& status) {
+    if (over_ || state_.want_logits || !rpc::IsRetryable(status)) return false;
+    const TimePoint now = context_->loop->Now();
+    if (preempted_) {
+      ++context_->counters.preemptions;
+      if (context_->preemptions) context_->preemptions->Add();
+      LogInfo(Tag() + StatusMessage(status));
+      backoff_ = Duration::zero();
+      prefill_refusals_ = 0;
+    } else if (resumed_ && status.code() == StatusCode::kResourceExhausted) {
+      over_ = granted_ && ++prefill_refusals_ > context_->options.max_prefill_refusals;
+      if (over_) return false;
+      backoff_ = std::clamp<Duration>(2 * backoff_, kLookAround, kMaxBackoff);
+    } else {
+      not_before_ = now + kLookAround;  // if it is in the line: not at once
+      return false;
+    }
+    not_before_ = now + backoff_;
+    if (!place_) {
+      place_.emplace(&context_->line);
+      asks_anyway_ = now + patience_;
+    }
+    tried_decode_ = too_small_;
+    refusal_ = too_small_refusal_;
+    siblings_ = nullptr;  // their contexts differ by now
+    return true;
+  }
+
+  /// A decode worker that could never hold the request; another may be larger. Each is asked once.
+  bool TooLargeForThis(const Status& status) {
+    if (over_ || granted_ || status.code() != StatusCode::kOutOfRange) return false;
+    too_small_.insert(decode_worker_);
+    too_small_refusal_ = status;
+    if (refusal_.ok()) refusal_ = status;
+    return true;
+  }
+
   /// Steps 3 to 9 on one decode worker. OK: finished.
   rpc::Task<Status> RunPair() {
     const bool cancelled = ForgetEvents();
     if (cancelled) co_return Gone();
-    granted_ = decode_running_ = false;
+    granted_ = decode_running_ = preempted_ = false;
+    resumed_ = started_;
     early_.clear();
     // For as long as the lease lives, this is what its workers know of the output: the decode worker takes
     // only KV that continues the sequence as it was opened.
@@ -83,14 +131,21 @@ class Request {
       state_.params.prompt_logprobs = kNoLogprobs;  // the client has them all
 
     // 3. A decode worker with the least work.
-    auto decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens());
+    CO_RETURN_IF_ERROR(OthersFirst());
+    StatusOr<Placement> decode = Placement();
+    if (place_) {
+      decode = co_await AwaitRoom();
+    } else {
+      decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens());
+    }
     CO_RETURN_IF_ERROR(decode.status());
     CO_RETURN_IF_ERROR(SameModel());
+    decode_worker_ = decode->worker;
     const bool tried = !tried_decode_.insert(decode->worker).second;
     if (tried && !refusal_.ok()) co_return Refused(refusal_);
     const WorkerPool<DecodeWorker>::Assignment held(context_->decode, decode->worker, 1);
 
-    // 4. It reserves the KV for all that may come and grants a lease.
+    // 4. It reserves the KV for what comes first and grants a lease.
     lease_ = context_->decode->worker(decode->worker).Open(state_, queue_);
     Status status = co_await AwaitGrant(decode->worker);
     if (status.ok()) status = co_await Generate(decode->reason);  // 5.-8.
@@ -166,9 +221,66 @@ class Request {
       if (!event) continue;
       if (event->kind == Kind::kCancelled) co_return Gone();
       if (event->kind == Kind::kDecodeFailed) co_return WorkerError(event->error);
-      if (event->kind == Kind::kToken) decode_running_ = true;
+      preempted_ |= event->kind == Kind::kPreempted;
+      if (event->kind == Kind::kToken || preempted_) decode_running_ = true;
       kept_.push_back(std::move(*event));
     }
+  }
+
+  /// RESOURCE_EXHAUSTED for a new request while others, whose clients have output already, wait for KV.
+  Status OthersFirst() {
+    const size_t waiting = context_->line.size();
+    if (started_ || !state_.emitted.empty() || waiting == 0) return OkStatus();
+    over_ = true;
+    return ResourceExhausted(std::to_string(waiting) +
+                             " requests that run already wait for KV of the decode workers; retry later");
+  }
+
+  /// A decode worker with KV for the request, once it is the first of the line. Its turn does not end before
+  /// it has a lease.
+  rpc::Task<StatusOr<Placement>> AwaitRoom() {
+    TimePoint usable = context_->loop->Now();
+    for (;;) {
+      const TimePoint now = context_->loop->Now();
+      if (now >= deadline_ || context_->loop->stopping())
+        co_return Expired("KV of a decode worker, which others need as well");
+      StatusOr<Placement> placement = ChooseWithRoom(now);
+      if (placement.ok()) co_return placement;
+      if (placement.status().code() != StatusCode::kUnavailable) usable = now;
+      if (now - usable >= context_->options.placement_wait) {
+        over_ = true;
+        co_return placement;
+      }
+      // The line may be long: only its first looks often.
+      const Duration pause = place_->first() ? kLookAround : 5 * kLookAround;
+      auto event = co_await queue_->PopUntil(std::min(deadline_, now + pause));
+      if (event && event->kind == Kind::kCancelled) co_return Gone();
+    }
+  }
+
+  /// RESOURCE_EXHAUSTED: not yet. UNAVAILABLE: no worker is usable.
+  StatusOr<Placement> ChooseWithRoom(TimePoint now) {
+    auto& pool = *context_->decode;
+    const auto context = static_cast<int64_t>(state_.prompt.size() + state_.emitted.size());
+    if (!place_->first()) return ResourceExhausted("not its turn");
+    ASSIGN_OR_RETURN(const Placement any, pool.Choose(tried_decode_, context));
+    if (too_small_.contains(any.worker)) return any;  // no other is left: the caller refuses
+    if (now < not_before_) return ResourceExhausted("not again so soon");
+    if (now >= asks_anyway_) {
+      patience_ = std::min(2 * patience_, kMaxPatience);
+      asks_anyway_ = now + patience_;
+      return any;
+    }
+    // Those that have not failed it first.
+    for (std::set<size_t> excluded : {tried_decode_, too_small_}) {
+      for (;;) {
+        ASSIGN_OR_RETURN(const Placement next, pool.Choose(excluded, context));
+        if (excluded.contains(next.worker)) break;
+        if (RoomToResume(pool.worker(next.worker).load(), context)) return next;
+        excluded.insert(next.worker);
+      }
+    }
+    return ResourceExhausted("no decode worker has room");
   }
 
   /// The prefill worker of the request's siblings, if it can be used and has not failed here.
@@ -194,11 +306,17 @@ class Request {
 
   /// All workers have been asked and some are full: asking them again at once would only add to their load.
   Status Refused(const Status& refusal) {
-    over_ = true;
+    over_ = !resumed_ || refusal.code() != StatusCode::kResourceExhausted;
     return refusal;
   }
 
+  Status Preempted() {
+    return Aborted("preempted before output token " + std::to_string(NextIndex()) +
+                   ": others need its KV on the decode worker");
+  }
+
   Status LostFirstToken() {
+    if (preempted_) return Preempted();
     return Unavailable("the prefill worker was lost between its commit and its first token");
   }
 
@@ -231,6 +349,7 @@ class Request {
       if (event->kind == Kind::kGranted) break;
     }
     granted_ = true;
+    place_.reset();
     if (started_) co_return OkStatus();
     started_ = true;
     const bool there = co_await sink_->Started();
@@ -280,6 +399,12 @@ class Request {
         co_return Gone();
       case Kind::kDecodeFailed:
         co_return WorkerError(event.error);
+      case Kind::kPreempted:
+        // What it has produced came before. The first token may still be on its way on the other connection:
+        // it is worth the wait, so that no round passes without one.
+        DecodeRuns();
+        preempted_ = true;
+        co_return FirstTokenMissing() ? OkStatus() : Preempted();
       case Kind::kPrefillFailed:
         if (event.attempt != attempt_) break;
         // A prefill worker that dies behind its commit has done its work.
@@ -306,6 +431,7 @@ class Request {
           early_.pop_front();
           status = co_await Emit(next, tokens);
         }
+        if (status.ok() && preempted_ && finish_ == FinishReason::kNone) status = Preempted();
         co_return status;
       }
       case Kind::kToken: {
@@ -383,8 +509,10 @@ class Request {
   std::unique_ptr<DecodeCall> lease_;
   std::unique_ptr<PrefillCall> prefill_;
   WorkerPool<PrefillWorker>::Assignment filling_;
-  std::set<size_t> tried_decode_;
-  Status refusal_;               // RESOURCE_EXHAUSTED of a decode worker
+  std::set<size_t> tried_decode_, too_small_;
+  size_t decode_worker_ = 0;     // of this pair
+  Status refusal_;               // RESOURCE_EXHAUSTED of a decode worker, or else OUT_OF_RANGE
+  Status too_small_refusal_;     // OUT_OF_RANGE of one
   std::vector<int32_t> output_;  // all tokens that the client has or gets next
   std::vector<TokenLogprobs> logprobs_;  // of the tokens that go out next
   int64_t next_prompt_logprob_ = 1;
@@ -392,6 +520,12 @@ class Request {
   uint32_t attempt_ = 0;
   FinishReason finish_ = FinishReason::kNone;
   bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false;
+  bool preempted_ = false;  // on this pair
+  bool resumed_ = false;    // this pair continues what the client has seen accepted
+  std::optional<ResumeLine::Place> place_;
+  Duration patience_, backoff_{};
+  TimePoint not_before_, asks_anyway_;  // in the line: the next question, and the next without a sign of room
+  int prefill_refusals_ = 0;
   bool over_ = false;  // nothing can help: the client is gone, the time is up, no worker is there
 };
 
@@ -400,6 +534,9 @@ class Request {
 rpc::Task<StatusOr<FlowResult>> RunRequest(FlowContext* context, SequenceState state, FlowSink* sink,
                                            PrefillOptions options, rpc::CancelScope* cancel,
                                            TimePoint deadline, Siblings* siblings) {
+  if (context->running >= context->options.max_requests)
+    co_return ResourceExhausted(std::to_string(context->running) +
+                                " requests run at this router, which is all that it takes; retry later");
   Request request(context, std::move(state), sink, options, deadline, siblings);
   rpc::CancelCallback on_cancel(cancel, [&request] {
     FlowEvent event;

@@ -4,15 +4,18 @@
 //   3 place -> 4 lease on a decode worker -> 5 prefill, pushed to it -> 6 tokens -> 8 to the client -> 9
 //   release
 //
-// with its two ways back: a prefill that fails is tried again elsewhere under the same lease (next attempt);
-// a decode worker that fails is replaced by another pair, which prefills prompt + tokens already sent and
-// goes on behind them. Workers are interfaces: the same flow serves a cluster and the embedded mode.
+// with its three ways back: a prefill that fails is tried again elsewhere under the same lease (next
+// attempt); a decode worker that fails is replaced by another pair, which prefills prompt + tokens already
+// sent and goes on behind them; a request that its decode worker preempts waits in a line for KV, then goes
+// on in the same way. Workers are interfaces: the same flow serves a cluster and the embedded mode.
 
 #include <memory>
 #include <optional>
 
 #include "common/base/time.h"
+#include "common/metrics/registry.h"
 #include "common/rpc/server_call.h"
+#include "router/resume_line.h"
 #include "router/worker_api.h"
 #include "router/worker_pool.h"
 
@@ -53,10 +56,17 @@ struct FlowOptions {
   Duration placement_wait = std::chrono::seconds(5);
   /// How long a decode worker may take to answer a request for a lease; then another is asked.
   Duration lease_wait = std::chrono::seconds(5);
+  /// How long the first of the line believes reports that no worker has KV for it; then it asks one, and
+  /// doubles this.
+  Duration resume_patience = std::chrono::seconds(1);
+  /// Times in a row that full prefill workers may refuse a request which waited for KV; 1 s apart at last.
+  int max_prefill_refusals = 30;
+  /// Requests at once; one more is refused with RESOURCE_EXHAUSTED.
+  int64_t max_requests = 16384;
 };
 
 struct FlowCounters {
-  int64_t prefill_retries = 0, decode_failovers = 0;
+  int64_t prefill_retries = 0, decode_failovers = 0, preemptions = 0;
 };
 
 struct FlowContext {
@@ -68,6 +78,9 @@ struct FlowContext {
   /// Changes when the workers change to another model (ClusterView): requests of before end UNAVAILABLE rather
   /// than go on there.
   uint64_t generation = 0;
+  Counter* preemptions = nullptr;  // exported, when set
+  ResumeLine line;
+  int64_t running = 0;  // requests
 };
 
 struct FlowResult {

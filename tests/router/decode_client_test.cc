@@ -169,6 +169,51 @@ TEST_F(DecodeClientTest, PassesOnAFailure) {
   EXPECT_TRUE(server_->Received(Message::kAcknowledge).empty());
 }
 
+TEST_F(DecodeClientTest, PassesOnAPreemptionBehindItsTokens) {
+  ConnectWell();
+  EXPECT_TRUE(server_->Await(Message::kHello, 1)[0].hello().takes_preemption());
+  const auto queue = NewQueue();
+  const uint64_t handle = Open(queue);
+  server_->SendTokens({handle}, 3, 50);
+  v1::SessionResponse response;
+  response.mutable_preempted()->set_handle(handle);
+  response.mutable_preempted()->set_next_index(4);
+  server_->Send(response);
+  server_->Send(response);  // it is nobody's now
+  EXPECT_EQ(Next(queue).kind, Kind::kToken);
+  const FlowEvent event = Next(queue);
+  EXPECT_EQ(event.kind, Kind::kPreempted);
+  EXPECT_EQ(event.index, 4);
+  CloseCall(0);  // the worker has forgotten it
+  const auto other = NewQueue();
+  server_->SendTokens({Open(other)}, 3, 1);
+  EXPECT_EQ(Next(other).kind, Kind::kToken);
+  EXPECT_TRUE(Empty(queue));
+  EXPECT_TRUE(server_->Received(Message::kClose).empty());
+}
+
+TEST_F(DecodeClientTest, HeartbeatsAndGrantsRenewTheLoad) {
+  ConnectWell();
+  const auto free = [&] { return OnLoop([&] { return client_->load().free_kv_tokens; }); };
+  v1::SessionResponse beat;
+  beat.mutable_heartbeat()->mutable_load()->set_free_kv_tokens(77);
+  beat.mutable_heartbeat()->mutable_load()->set_leases(3);
+  server_->Send(beat);
+  EXPECT_TRUE(Eventually([&] { return free() == 77; }));
+  EXPECT_EQ(OnLoop([&] { return client_->load().leases; }), 3);
+  const auto queue = NewQueue();
+  v1::SessionResponse granted;
+  granted.mutable_granted()->set_handle(Open(queue));
+  granted.mutable_granted()->mutable_load()->set_free_kv_tokens(66);
+  server_->Send(granted);
+  EXPECT_EQ(Next(queue).kind, Kind::kGranted);
+  EXPECT_EQ(free(), 66);
+  // An older worker's have none: they change nothing.
+  server_->SendGranted(Open(queue), 5);
+  EXPECT_EQ(Next(queue).kind, Kind::kGranted);
+  EXPECT_EQ(free(), 66);
+}
+
 TEST_F(DecodeClientTest, AMalformedBatchBreaksTheSession) {
   const std::function<void(v1::StepBatch&)> cases[] = {
       [](auto& b) { b.add_handles(1); },

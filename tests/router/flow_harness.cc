@@ -61,6 +61,12 @@ void FakeDecode::Lease::Fail(Status error) {
   Push(std::move(event));
 }
 
+void FakeDecode::Lease::Preempt(int64_t next_index) {
+  FlowEvent event = EventOf(Kind::kPreempted);
+  event.index = next_index;
+  Push(std::move(event));
+}
+
 std::unique_ptr<DecodeCall> FakeDecode::Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) {
   leases.push_back(std::make_unique<Lease>());
   leases.back()->state = state;
@@ -171,6 +177,7 @@ void ExpectNothingAssigned(const WorkerPool<Worker>& pool, const std::vector<Fak
     std::set<size_t> others;
     for (size_t j = 0; j < fakes.size(); ++j) {
       fakes[j]->status = OkStatus();
+      fakes[j]->reported = kIdle;
       if (j != i) others.insert(j);
     }
     const auto placement = pool.Choose(others, 0);
@@ -222,10 +229,14 @@ void FlowTest::Settle() {
     idle = loop_.PollOnce(TimePoint::min()) == rpc::Loop::Poll::kTimeout ? idle + 1 : 0;
 }
 
-Status FlowTest::Outcome() {
+bool FlowTest::Until(const std::function<bool()>& condition) {
   const TimePoint end = loop_.Now() + kPatience;
-  while (!done() && loop_.Now() < end) loop_.PollOnce(end);
-  if (!done()) return Internal("the request does not end");
+  while (!condition() && loop_.Now() < end) loop_.PollOnce(end);
+  return condition();
+}
+
+Status FlowTest::Outcome() {
+  if (!Until([this] { return done(); })) return Internal("the request does not end");
   return result_->status();
 }
 

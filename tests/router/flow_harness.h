@@ -17,6 +17,8 @@ namespace cachalot::testing {
 /// What the model of these tests says at an output index.
 constexpr int32_t TokenAt(int64_t index) { return static_cast<int32_t>(100 + index); }
 
+inline constexpr WorkerLoad kIdle{0, 0, 1'000'000};
+
 FlowEvent EventOf(FlowEvent::Kind kind, uint32_t attempt = 0);
 
 class FakeDecode final : public DecodeWorker {
@@ -31,6 +33,7 @@ class FakeDecode final : public DecodeWorker {
     /// Tokens [from, to) as one step after the other; `finish` belongs to the last.
     void Tokens(int64_t from, int64_t to, FinishReason finish = FinishReason::kNone);
     void Fail(Status error);
+    void Preempt(int64_t next_index);
 
    private:
     void Push(FlowEvent event);
@@ -42,11 +45,12 @@ class FakeDecode final : public DecodeWorker {
     ++looks;
     return status;
   }
-  WorkerLoad load() const override { return {0, 0, 1'000'000}; }
+  WorkerLoad load() const override { return reported; }
   std::unique_ptr<DecodeCall> Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) override;
   int open() const;
 
   Status status;
+  WorkerLoad reported = kIdle;
   std::function<void(Lease&)> on_open;  // at once, inside Open
   std::vector<std::unique_ptr<Lease>> leases;
   mutable int looks = 0;  // at its health
@@ -76,12 +80,13 @@ class FakePrefill final : public PrefillWorker {
     ++looks;
     return status;
   }
-  WorkerLoad load() const override { return {0, 0, 1'000'000}; }
+  WorkerLoad load() const override { return reported; }
   std::unique_ptr<PrefillCall> Start(const SequenceState& state, DecodeCall& lease, PrefillOptions options,
                                      std::shared_ptr<FlowQueue> queue) override;
   int open() const;
 
   Status status;
+  WorkerLoad reported = kIdle;
   std::function<void(Call&)> on_start;  // at once, inside Start
   std::vector<std::unique_ptr<Call>> calls;
   mutable int looks = 0;
@@ -128,6 +133,8 @@ class FlowTest : public ::testing::Test {
   void Settle();
   /// Polls until the request has ended.
   Status Outcome();
+  /// Polls until `condition` holds; false after long.
+  bool Until(const std::function<bool()>& condition);
   /// To where the decode worker streams: output tokens [0, 2) are with the client.
   void RunToStreaming();
   std::vector<int32_t> Expected(int64_t tokens) const;

@@ -3,6 +3,7 @@
 #include "router/generation_service.h"
 
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 
 #include <cmath>
 #include <fstream>
@@ -131,6 +132,48 @@ class TinyServiceTest : public ::testing::Test {
   Served served_;
   const OracleCase oracle_;
 };
+
+TEST_F(TinyServiceTest, AClientThatReadsNothingHoldsUpItsOwnRequestOnly) {
+  auto wanted = Greedy({1, 2, 3, 4}, 1200);
+  wanted.temperature = 1.f;
+  wanted.seed = 3;
+  const Output all = Generate(served_.client(), wanted);
+  ASSERT_TRUE(all.status.ok()) << all.status.message;
+
+  grpc::ChannelArguments arguments;  // as good as nothing is taken from the connection until it is read
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1024);
+  const auto stub = v1::Inference::NewStub(grpc::CreateCustomChannel(
+      "127.0.0.1:" + std::to_string(served_.server().port()), grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kPatience);
+  v1::GenerateRequest request;
+  for (const int32_t id : *wanted.token_ids) request.mutable_token_ids()->add_ids(id);
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_sampling()->set_seed(3);
+  request.set_max_tokens(1200);
+  request.set_ignore_eos(true);
+  request.set_logprobs(20);  // 140 bytes a token
+  const auto reader = stub->Generate(&context, request);
+  std::vector<std::thread> others;
+  for (uint64_t i = 0; i < 8; ++i)
+    others.emplace_back([&, i] {
+      auto other = Greedy({5, 6, static_cast<int32_t>(i)}, 1300);  // longer than the one that is not read
+      const Output output = Generate(served_.client(), other);
+      EXPECT_TRUE(output.status.ok()) << output.status.message;
+      EXPECT_EQ(output.tokens.size(), 1300u);
+    });
+  for (auto& thread : others) thread.join();
+  EXPECT_GT(served_.embedded().pools().used_blocks(), 0) << "it has not finished";
+  std::vector<int32_t> tokens;
+  v1::GenerateResponse response;
+  while (reader->Read(&response))
+    tokens.insert(tokens.end(), response.tokens().ids().begin(), response.tokens().ids().end());
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(tokens, all.tokens);
+  EXPECT_TRUE(served_.EventuallyAllFree());
+}
 
 TEST_F(TinyServiceTest, GoldenTokens) {
   GenerateRequest request = Golden();
