@@ -69,6 +69,7 @@ StatusOr<std::unique_ptr<ProcessCluster>> ProcessCluster::Start(const ClusterOpt
   std::vector<std::string> router = {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill",
                                      Join(cluster->prefill_), "--decode", Join(cluster->decode_)};
   if (options.debug_logits) router.push_back("--debug-logits");
+  router.insert(router.end(), options.router_flags.begin(), options.router_flags.end());
   ASSIGN_OR_RETURN(cluster->router_, cluster->Spawn(router));
   ASSIGN_OR_RETURN(cluster->router_.address, cluster->router_.process->WaitReady(deadline));
   return cluster;

@@ -16,7 +16,7 @@ struct ClusterOptions {
   int prefill = 1, decode = 1, expert_shards = 2;  // 0 shards: experts inside the workers
   bool debug_logits = false;
   std::string mode = "exact";
-  std::vector<std::string> prefill_flags, decode_flags;
+  std::vector<std::string> prefill_flags, decode_flags, router_flags;
 };
 
 class ProcessCluster {
