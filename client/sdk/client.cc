@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "client/sdk/convert.h"
 #include "client/sdk/resuming_stream.h"
 #include "client/sdk/routers.h"
 
@@ -62,12 +63,15 @@ std::unique_ptr<TokenStream> Client::Generate(const GenerateRequest& request) {
     return std::make_unique<RefusedStream>(
         Status{grpc::StatusCode::INVALID_ARGUMENT, "give exactly one of token_ids, text and chat, not " +
                                                        std::to_string(inputs)});
+  if (Status utf8 = CheckUtf8(ToProto(request)); !utf8.ok())
+    return std::make_unique<RefusedStream>(std::move(utf8));
   return MakeResumingStream(&impl_->routers, request);
 }
 
 Status Client::Tokenize(const std::string& text, std::vector<int32_t>* ids) {
   v1::TokenizeRequest request;
   request.set_text(text);
+  if (Status utf8 = CheckUtf8(request); !utf8.ok()) return utf8;
   v1::TokenizeResponse response;
   Status status = Anywhere(impl_->routers, kUnaryDeadline, [&](Router& router, grpc::ClientContext* context) {
     return router.inference->Tokenize(context, request, &response);

@@ -1,5 +1,9 @@
 #include "client/sdk/convert.h"
 
+#include <memory>
+
+#include "grpcpp/support/status.h"
+
 namespace cachalot::client {
 namespace {
 
@@ -87,6 +91,12 @@ Event FromProto(const v1::GenerateResponse& response) {
       event.logprobs = FromProto(response.tokens().logprobs());
   }
   return event;
+}
+
+Status CheckUtf8(const google::protobuf::MessageLite& request) {
+  const std::unique_ptr<google::protobuf::MessageLite> parsed(request.New());
+  if (parsed->ParseFromString(request.SerializeAsString())) return {};
+  return {grpc::StatusCode::INVALID_ARGUMENT, "text, chat messages and stop strings must be valid UTF-8"};
 }
 
 }  // namespace cachalot::client

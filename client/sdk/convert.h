@@ -9,4 +9,7 @@ namespace cachalot::client {
 v1::GenerateRequest ToProto(const GenerateRequest& request);
 Event FromProto(const v1::GenerateResponse& response);
 
+/// INVALID_ARGUMENT for text that is not UTF-8. A router could not even parse it, and gRPC would say INTERNAL.
+Status CheckUtf8(const google::protobuf::MessageLite& request);
+
 }  // namespace cachalot::client

@@ -290,7 +290,7 @@ TEST(Request, WrongOnesAreRefusedAndTheClusterGoesOn) {
        kInvalidArgument,
        {"stop_token_ids[0] is 5000"}},
       // gRPC refuses the message before any code of ours sees it.
-      {"text that is no UTF-8", [](auto& r) { r.token_ids.reset(), r.text = "ab\xff"; }, kInternal, {}},
+      {"text that is no UTF-8", [](auto& r) { r.token_ids.reset(), r.text = "ab\xff"; }, kInvalidArgument, {"UTF-8"}},
   };
   for (const RequestCase& wrong : cases) ExpectRefused(client, IdsRequest({5, 6}, 4, 0, 1), wrong);
   client::GenerateRequest chat = ChatRequest("Genesis 1:1");

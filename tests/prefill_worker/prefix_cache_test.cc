@@ -169,11 +169,10 @@ TEST_P(PrefixCacheBits, UnderATinyBudgetWhileJobsRun) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, PrefixCacheBits,
-                         ::testing::Values(Case{"TinyExact", TinyModel(), "exact", kBlock, kLongest,
-                                                kLongest},
-                                           Case{"TinyBf16", TinyModel(), "bf16", 3 * kBlock, kLongest, 280},
-                                           Case{"DemoExact", DemoDirectory(), "exact", 4 * kBlock, 700, 150},
-                                           Case{"DemoBf16", DemoDirectory(), "bf16", 4 * kBlock, 700, 150}),
+                         ::testing::Values(Case{"TinyExact", TinyModel(), "exact", kBlock, 520, 300},
+                                           Case{"TinyBf16", TinyModel(), "bf16", 3 * kBlock, 520, 150},
+                                           Case{"DemoExact", DemoDirectory(), "exact", 2 * kBlock, 300, 20},
+                                           Case{"DemoBf16", DemoDirectory(), "bf16", 2 * kBlock, 300, 20}),
                          [](const auto& info) { return info.param.name; });
 
 class PrefixCacheFlow : public ::testing::Test {
