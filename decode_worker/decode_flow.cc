@@ -59,11 +59,26 @@ void DecodeFlow::MakeRoom(std::vector<TokenOut>& out) {
       ++i;
       continue;
     }
-    const Sequence& s = sequences_[*victim];
-    out.push_back({s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, true});
-    sequences_.erase(sequences_.begin() + static_cast<ptrdiff_t>(*victim));
+    Preempt(*victim, out);
     if (*victim < i) --i;
   }
+}
+
+void DecodeFlow::Preempt(size_t at, std::vector<TokenOut>& out) {
+  const Sequence& s = sequences_[at];
+  out.push_back({s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, true});
+  sequences_.erase(sequences_.begin() + static_cast<ptrdiff_t>(at));
+}
+
+/// A reader that does not read must not keep KV from those who would run.
+void DecodeFlow::GiveBack(std::vector<TokenOut>& out) {
+  while (reclaim_ > 0) {
+    const std::optional<size_t> victim = Victim();
+    if (!victim || !Stalled(sequences_[*victim])) break;
+    reclaim_ -= sequences_[*victim].kv.capacity();
+    Preempt(*victim, out);
+  }
+  reclaim_ = 0;
 }
 
 std::optional<size_t> DecodeFlow::Victim() {
@@ -73,6 +88,7 @@ std::optional<size_t> DecodeFlow::Victim() {
 }
 
 DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
+  GiveBack(out);
   MakeRoom(out);
   segments_.clear();
   batch_.clear();

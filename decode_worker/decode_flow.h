@@ -8,6 +8,7 @@
 // with KV for less than its max_tokens: it takes more as it goes on, and when none is free choose_victim.h
 // says who gives up its own.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -52,6 +53,9 @@ class DecodeFlow {
   void Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token, bool preemptible = false);
   /// Ends a sequence and frees its KV; unknown ids are ignored.
   void Remove(uint64_t id);
+  /// Somebody outside wants KV of `tokens` tokens and there is none: the next Step begins by preempting sequences
+  /// that wait for their readers, the youngest first, until as much is free.
+  void Reclaim(int64_t tokens) { reclaim_ = std::max(reclaim_, tokens); }
   /// The reader has everything up to output index `next_index` - 1.
   void Acknowledge(uint64_t id, int64_t next_index);
 
@@ -79,6 +83,8 @@ class DecodeFlow {
   bool Stalled(const Sequence& s) const { return s.next_index - s.acknowledged > options_.window; }
   static bool HasRoom(const Sequence& s) { return s.kv.tokens() < s.kv.capacity(); }
   static bool Grow(Sequence& s);
+  void Preempt(size_t at, std::vector<TokenOut>& out);
+  void GiveBack(std::vector<TokenOut>& out);
   void MakeRoom(std::vector<TokenOut>& out);
   std::optional<size_t> Victim();
   Progress ExpertsAway(const Status& status, std::vector<TokenOut>& out);
@@ -92,6 +98,7 @@ class DecodeFlow {
   size_t next_ = 0;  // where the next batch starts, so that more sequences than max_batch take turns
   size_t last_batch_ = 0;
   uint64_t joined_ = 0;
+  int64_t reclaim_ = 0;
   bool away_ = false;
   TimePoint away_since_;
   std::vector<Segment> segments_;

@@ -119,7 +119,7 @@ void SessionService::Tick() {
     metrics_.expired.Add();
   }
   if (!running.empty()) step_.Remove(std::move(running));
-  const int64_t free = pools_.free_tokens();
+  const int64_t free = CurrentLoad().free_kv_tokens();
   for (auto& [id, session] : sessions_) {
     if (!session->greeted || (now - session->sent < options_.heartbeat && free == session->told_free))
       continue;
@@ -213,7 +213,11 @@ StatusOr<SequenceKv> SessionService::ReserveFor(const SequenceState& state, bool
   RETURN_IF_ERROR(CheckHolds(pools_, state));
   const int64_t all = state.MaxTokens();
   const auto context = static_cast<int64_t>(state.prompt.size() + state.emitted.size());
-  return pools_.Reserve(preemptible ? std::min(all, context + options_.reserve_ahead) : all, all);
+  const int64_t first = preemptible ? std::min(all, context + options_.reserve_ahead) : all;
+  StatusOr<SequenceKv> kv = pools_.Reserve(first, all);
+  // Refused all the same: it asks again, or the next one does.
+  if (kv.status().code() == StatusCode::kResourceExhausted) step_.Reclaim(first);
+  return kv;
 }
 
 Status SessionService::Acknowledge(Session& session, const v1::Acknowledge& acknowledge) {
@@ -330,6 +334,10 @@ v1::Load SessionService::CurrentLoad() const {
   load.set_free_kv_tokens(pools_.free_tokens());
   load.set_used_kv_blocks(pools_.used_blocks());
   load.set_leases(static_cast<int64_t>(leases_.size()));
+  if (!refusing_.empty()) {  // what becomes free is nobody's: a preempted sequence goes elsewhere or waits
+    load.set_free_kv_tokens(0);
+    load.set_leases(std::max<int64_t>(load.leases(), 1));
+  }
   return load;
 }
 

@@ -140,6 +140,8 @@ void StepLoop::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t fir
 
 void StepLoop::Remove(std::vector<uint64_t> ids) { Send(RemoveMessage{std::move(ids)}); }
 
+void StepLoop::Reclaim(int64_t tokens) { Send(ReclaimMessage{tokens}); }
+
 void StepLoop::Acknowledge(std::vector<std::pair<uint64_t, int64_t>> next_indices) {
   Send(AcknowledgeMessage{std::move(next_indices)});
 }

@@ -46,6 +46,8 @@ class StepLoop {
   void Remove(std::vector<uint64_t> ids);
   /// Pairs of id and the output index up to which the reader has everything.
   void Acknowledge(std::vector<std::pair<uint64_t, int64_t>> next_indices);
+  /// As DecodeFlow::Reclaim.
+  void Reclaim(int64_t tokens);
 
   int64_t running() const { return running_.load(std::memory_order_relaxed); }
   /// When the thread last showed that it moves.
@@ -65,8 +67,11 @@ class StepLoop {
   struct AcknowledgeMessage {
     std::vector<std::pair<uint64_t, int64_t>> next_indices;
   };
+  struct ReclaimMessage {
+    int64_t tokens;
+  };
   struct StopMessage {};
-  using Message = std::variant<JoinMessage, RemoveMessage, AcknowledgeMessage, StopMessage>;
+  using Message = std::variant<JoinMessage, RemoveMessage, AcknowledgeMessage, ReclaimMessage, StopMessage>;
 
   void Main(MakeExperts make_experts, std::promise<Status>* started);
   void RunSteps();
@@ -76,6 +81,7 @@ class StepLoop {
   void Take(JoinMessage& message);
   void Take(RemoveMessage& message);
   void Take(AcknowledgeMessage& message);
+  void Take(ReclaimMessage& message) { flow_->Reclaim(message.tokens); }
   void Take(StopMessage&) { stop_ = true; }
 
   Model& model_;

@@ -19,7 +19,7 @@ struct Config {
   std::vector<std::string> experts;
   std::string dns_server;
   int threads = 1, max_sequences = 64, max_queue = 256;
-  int64_t max_chunk_tokens = 256, kv_tokens = 131072;
+  int64_t max_chunk_tokens = 256, kv_tokens = 262144;
   PrefixCacheOptions prefix_cache{.bytes = kDefaultPrefixCacheBytes};
   bool debug_logits = false, die_with_parent = false;
   Duration drain_limit = std::chrono::seconds(10);

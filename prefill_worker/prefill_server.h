@@ -21,7 +21,7 @@ namespace cachalot {
 struct PrefillServerOptions {
   std::string listen = "127.0.0.1:0";
   int64_t max_chunk_tokens = 256;
-  int64_t kv_tokens = 131072;
+  int64_t kv_tokens = 262144;
   int max_sequences = 64;
   PrefixCacheOptions prefix_cache;
   PrefillServiceOptions service;

@@ -142,6 +142,10 @@ StatusOr<PrefillService::Admitted> PrefillService::Admit(const v1::PrefillReques
     return ResourceExhausted("the queue is full: " + std::to_string(queued_) + " jobs, --max-queue is " +
                              std::to_string(options_.max_queue));
   const auto tokens = static_cast<int64_t>(admitted.state.prompt.size() + admitted.state.emitted.size());
+  if (!pools_->CanHold(tokens))
+    return OutOfRange("prompt and output so far have " + std::to_string(tokens) +
+                      " tokens, more than this prefill worker's KV of " + std::to_string(pools_->total_tokens()) +
+                      "; raise its --kv-tokens");
   ASSIGN_OR_RETURN(admitted.kv, pools_->Reserve(tokens));
   return admitted;
 }

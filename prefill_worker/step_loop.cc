@@ -95,7 +95,9 @@ bool PrefillStepLoop::PatientExperts::Again(const Status& status) {
   // One that was silent for a whole time-out has been waited for already.
   if (status.code() != StatusCode::kUnavailable || step_->stop_) return false;
   const TimePoint now = step_->loop_.Now();
-  away_since_ = std::min(away_since_, now);
+  // An outage that ended with the job it failed is not this one.
+  if (away_since_ == TimePoint::max() || now - last_failure_ > kExpertOutageGrace) away_since_ = now;
+  last_failure_ = now;
   if (now - away_since_ >= kExpertOutageGrace) return false;
   step_->Beat();
   const TimePoint until = now + kExpertRetry;

@@ -68,6 +68,7 @@ class PrefillStepLoop {
     PrefillStepLoop* step_;
     ExpertCall call_;
     TimePoint away_since_ = TimePoint::max();  // max: the last call went well
+    TimePoint last_failure_;
   };
   struct Mail {
     enum class Kind { kSubmit, kCancel, kRelease } kind{};

@@ -172,6 +172,8 @@ rpc::Task<Status> DecodeClient::Describe() {
 rpc::Task<Status> DecodeClient::RunSession() {
   const Status described = co_await Describe();
   CO_RETURN_IF_ERROR(described);
+  // It may have been taken out of the pool meanwhile, before anyone had said what the cluster is.
+  if (stopped_ || !cluster_->compat()) co_return Unavailable("it has left");
   Session session(loop_, {});
   session.beat = options_.heartbeat_interval;
   const bool started = co_await session.stream.Start(stub_.get(), &v1::Decode::Stub::PrepareAsyncSession);
@@ -189,7 +191,9 @@ rpc::Task<Status> DecodeClient::RunSession() {
   Send(std::move(hello));
   session.beats.Spawn(Beat(&session), "decode session heartbeat");
   v1::SessionResponse response;
-  while (session.broken.ok() && co_await session.stream.Read(&response)) {
+  while (session.broken.ok()) {
+    const bool read = co_await session.stream.Read(&response);
+    if (!read) break;
     session.last_heard = loop_->Now();
     Dispatch(response);
   }
@@ -201,7 +205,11 @@ rpc::Task<Status> DecodeClient::RunSession() {
   session.over = true;
   session.news.Set();
   co_await session.beats.JoinAll();
-  while (!co_await session.writes.Flush(TimePoint::max())) co_await rpc::Yield(loop_);
+  for (;;) {
+    const bool flushed = co_await session.writes.Flush(TimePoint::max());
+    if (flushed) break;
+    co_await rpc::Yield(loop_);
+  }
   co_return session.broken.ok() ? status : session.broken;
 }
 

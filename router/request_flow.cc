@@ -88,6 +88,7 @@ class Request {
       if (context_->preemptions) context_->preemptions->Add();
       LogInfo(Tag() + StatusMessage(status));
       backoff_ = Duration::zero();
+      patience_ = context_->options.resume_patience;
       prefill_refusals_ = 0;
     } else if (resumed_ && status.code() == StatusCode::kResourceExhausted) {
       over_ = granted_ && ++prefill_refusals_ > context_->options.max_prefill_refusals;
@@ -122,7 +123,7 @@ class Request {
     const bool cancelled = ForgetEvents();
     if (cancelled) co_return Gone();
     granted_ = decode_running_ = preempted_ = false;
-    resumed_ = started_;
+    resumed_ = started_ || !output_.empty();  // here or at another router
     early_.clear();
     // For as long as the lease lives, this is what its workers know of the output: the decode worker takes
     // only KV that continues the sequence as it was opened.
@@ -140,9 +141,19 @@ class Request {
     }
     CO_RETURN_IF_ERROR(decode.status());
     CO_RETURN_IF_ERROR(SameModel());
+    if (too_small_.contains(decode->worker)) {  // all have been tried: rather one again that is not
+      decode = context_->decode->Choose(too_small_, state_.MaxTokens());
+      CO_RETURN_IF_ERROR(decode.status());
+    }
     decode_worker_ = decode->worker;
+    const bool only_small = tried_decode_ == too_small_;
     const bool tried = !tried_decode_.insert(decode->worker).second;
-    if (tried && !refusal_.ok()) co_return Refused(refusal_);
+    if (tried && !refusal_.ok()) {
+      if (!resumed_ || only_small) co_return Refused(refusal_);
+      // Output that began on a larger worker does not end because a small one cannot hold it.
+      if (too_small_.contains(decode->worker))
+        co_return Unavailable("the decode workers that are left are too small: " + StatusMessage(refusal_));
+    }
     const WorkerPool<DecodeWorker>::Assignment held(context_->decode, decode->worker, 1);
 
     // 4. It reserves the KV for what comes first and grants a lease.
@@ -189,10 +200,11 @@ class Request {
       // ABORTED twice: no prefill worker fills this lease, another pair may do better. Rows of logits that went
       // out cannot be taken back.
       aborted += status.code() == StatusCode::kAborted;
-      const bool again = rpc::IsRetryable(status) && aborted < 2 && !over_ && !state_.want_logits &&
+      const bool too_large = status.code() == StatusCode::kOutOfRange;  // another prefill worker may be larger
+      const bool again = (rpc::IsRetryable(status) || too_large) && aborted < 2 && !over_ && !state_.want_logits &&
                          static_cast<int>(attempt_) < context_->options.max_prefill_attempts;
       if (!again) co_return status;
-      if (status.code() == StatusCode::kResourceExhausted) refusal = status;
+      if (status.code() == StatusCode::kResourceExhausted || too_large) refusal = status;
       ++context_->counters.prefill_retries;
     }
   }
@@ -244,6 +256,7 @@ class Request {
       const TimePoint now = context_->loop->Now();
       if (now >= deadline_ || context_->loop->stopping())
         co_return Expired("KV of a decode worker, which others need as well");
+      CO_RETURN_IF_ERROR(SameModel());
       StatusOr<Placement> placement = ChooseWithRoom(now);
       if (placement.ok()) co_return placement;
       if (placement.status().code() != StatusCode::kUnavailable) usable = now;
@@ -262,8 +275,8 @@ class Request {
   StatusOr<Placement> ChooseWithRoom(TimePoint now) {
     auto& pool = *context_->decode;
     const auto context = static_cast<int64_t>(state_.prompt.size() + state_.emitted.size());
-    if (!place_->first()) return ResourceExhausted("not its turn");
     ASSIGN_OR_RETURN(const Placement any, pool.Choose(tried_decode_, context));
+    if (!place_->first()) return ResourceExhausted("not its turn");
     if (too_small_.contains(any.worker)) return any;  // no other is left: the caller refuses
     if (now < not_before_) return ResourceExhausted("not again so soon");
     if (now >= asks_anyway_) {

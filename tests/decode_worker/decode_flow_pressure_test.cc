@@ -150,6 +150,28 @@ TEST_F(DecodePressureTest, ASequenceWhoseReaderReadsNothingGivesUpItsKvFirst) {
   EXPECT_EQ(tokens_[0], alone);
 }
 
+TEST_F(DecodePressureTest, StalledOnesGiveTheirKvToWhoeverAsks) {
+  Start(13, {.window = 20});
+  silent_ = {0, 1, 2};
+  std::vector<std::vector<int32_t>> alone;
+  for (uint64_t i = 0; i < 4; ++i) {
+    alone.push_back(engine_.Generate(StateOf(engine_, i, 200)));
+    ASSERT_TRUE(Join(i, StateOf(engine_, i, 200)));
+  }
+  flow_->Reclaim(1);
+  ASSERT_EQ(Step(), Progress::kStepped);
+  EXPECT_EQ(preemptions(), 0) << "nobody is stalled yet";
+  while (tokens_[3].size() < 40) ASSERT_EQ(Step(), Progress::kStepped);
+  EXPECT_EQ(preemptions(), 0);
+  flow_->Reclaim(129);
+  ASSERT_EQ(Step(), Progress::kStepped);
+  EXPECT_EQ(preempted_, (std::map<uint64_t, int>{{1, 1}, {2, 1}})) << "the youngest, and no more than needed";
+  silent_.clear();
+  flow_->Acknowledge(0, static_cast<int64_t>(tokens_[0].size()));
+  RunToEnd();
+  for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(tokens_[i], alone[i]) << i;
+}
+
 TEST_F(DecodePressureTest, OneThatCannotBePreemptedKeepsItsKv) {
   Start(13);
   const auto kept = StateOf(engine_, 1, 600);

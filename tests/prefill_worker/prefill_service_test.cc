@@ -275,6 +275,17 @@ TEST_F(PrefillServiceTest, KvHasALimit) {
   EXPECT_THAT(StatusMessage(status), HasSubstr("KV pool"));
 }
 
+TEST_F(PrefillServiceTest, WhatItsKvNeverHoldsIsToldBothNumbers) {
+  options_.max_sequences = 1;
+  options_.kv_tokens = 128;
+  Serve();
+  const SequenceState state = OracleState();
+  const Status status = Call(state)->Finish();
+  EXPECT_EQ(status.code(), StatusCode::kOutOfRange);
+  EXPECT_THAT(StatusMessage(status), HasSubstr(std::to_string(state.prompt.size()) + " tokens, more than"));
+  EXPECT_THAT(StatusMessage(status), HasSubstr("--kv-tokens"));
+}
+
 TEST_F(PrefillServiceTest, VerdictsArePassedOn) {
   Serve();
   const Status aborted = EndWith(Manner::kAnswer, Aborted("the lease is gone"));

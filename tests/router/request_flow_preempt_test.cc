@@ -388,6 +388,57 @@ TEST_F(PreemptTest, ALargerWorkerIsAskedForWhatASmallOneCannotHold) {
   EXPECT_EQ(decode(0).leases.size(), 1u);
 }
 
+TEST_F(PreemptTest, ASmallWorkerDoesNotEndWhatALargeOneBegan) {
+  AddDecode();
+  decode(0).on_open = [](auto& lease) { lease.Fail(OutOfRange("too large for 0")); };
+  Run();
+  ASSERT_EQ(decode(1).leases.size(), 1u);
+  lease(1).Grant();
+  Settle();
+  call().FirstToken();
+  call().Commit();
+  lease(1).Fail(Unavailable("its session broke"));
+  ASSERT_TRUE(Until([&] { return decode(1).leases.size() == 2; })) << "it is back, and the only one that can";
+  lease(1).Grant();
+  Settle();
+  call().FirstToken();
+  call().Commit();
+  lease(1).Tokens(2, 4, FinishReason::kStop);
+  ASSERT_TRUE(Outcome().ok());
+  EXPECT_EQ(client_.tokens(), Expected(4));
+  EXPECT_EQ(decode(0).leases.size(), 1u);
+}
+
+/// Its router died; the leases there hold their KV for a grace more.
+TEST_F(PreemptTest, AResumptionFromAnotherRouterWaitsWhereAllAreFull) {
+  state_.emitted = Expected(3);
+  int refusals = 6;
+  decode().on_open = [&](auto& lease) {
+    if (refusals-- > 0) lease.Fail(ResourceExhausted("no KV now"));
+  };
+  Run();
+  ASSERT_TRUE(Until([&] { return decode().leases.size() == 7; }));
+  EXPECT_EQ(context_.line.size(), 1u);
+  lease().Grant();
+  Settle();
+  call().FirstToken();
+  call().Commit();
+  lease().Tokens(4, 6, FinishReason::kStop);
+  ASSERT_TRUE(Outcome().ok());
+  EXPECT_EQ(context_.line.size(), 0u);
+}
+
+TEST_F(PreemptTest, APrefillWorkerThatIsTooSmallIsAskedOnce) {
+  AddPrefill();
+  RunToPrefill();
+  call().Fail(OutOfRange("more than this prefill worker's KV"));
+  Settle();
+  ASSERT_EQ(prefill(1).calls.size(), 1u);
+  prefill(1).calls[0]->Fail(OutOfRange("more than this prefill worker's KV"));
+  EXPECT_EQ(Outcome().code(), StatusCode::kOutOfRange);
+  EXPECT_EQ(prefill(0).calls.size() + prefill(1).calls.size(), 2u);
+}
+
 TEST_F(PreemptTest, WhatNoWorkerCanHoldIsRefusedOnce) {
   AddDecode();
   for (size_t i = 0; i < 2; ++i)
