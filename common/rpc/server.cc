@@ -29,6 +29,8 @@ Server::Server(ServerOptions options) : options_(std::move(options)) {
   // With it on, which is the default, a second server on the same port would silently take half of the
   // connections.
   builder_.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Clients ping every few seconds to notice a server that hangs; by default that counts as an attack.
+  builder_.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
   builder_.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port_);
 }
 
