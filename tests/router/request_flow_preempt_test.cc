@@ -44,6 +44,27 @@ class PreemptTest : public FlowTest {
     Settle();
     ASSERT_EQ(prefill().calls.size(), 1u);
   }
+  /// Worker 0 could never hold it; on worker 1 it has its first token.
+  void BeginsOnTheLargeWorker() {
+    AddDecode();
+    decode(0).on_open = [](auto& lease) { lease.Fail(OutOfRange("too large for 0")); };
+    Run();
+    ASSERT_EQ(decode(1).leases.size(), 1u);
+    FillLargeWorker();
+  }
+  void FillLargeWorker() {
+    lease(1).Grant();
+    Settle();
+    call().FirstToken();
+    call().Commit();
+  }
+  void EndsOnTheLargeWorker() {
+    FillLargeWorker();
+    lease(1).Tokens(2, 4, FinishReason::kStop);
+    ASSERT_TRUE(Outcome().ok());
+    EXPECT_EQ(client_.tokens(), Expected(4));
+    EXPECT_EQ(decode(0).leases.size(), 1u);
+  }
 };
 
 TEST_F(PreemptTest, BetweenTokens) {
@@ -366,47 +387,19 @@ TEST_F(PreemptTest, RoomIsABlockForEverySequenceThatIsThere) {
 // ---- what never fits, and too many
 
 TEST_F(PreemptTest, ALargerWorkerIsAskedForWhatASmallOneCannotHold) {
-  AddDecode();
   context_.options.max_pairs = 1;
-  decode(0).on_open = [](auto& lease) { lease.Fail(OutOfRange("too large for 0")); };
-  Run();
-  ASSERT_EQ(decode(1).leases.size(), 1u);
-  lease(1).Grant();
-  Settle();
-  call().FirstToken();
-  call().Commit();
+  BeginsOnTheLargeWorker();
   lease(1).Preempt(1);
   Settle();
   ASSERT_TRUE(Until([&] { return decode(1).leases.size() == 2; })) << "the small one is not asked again";
-  lease(1).Grant();
-  Settle();
-  call().FirstToken();
-  call().Commit();
-  lease(1).Tokens(2, 4, FinishReason::kStop);
-  ASSERT_TRUE(Outcome().ok());
-  EXPECT_EQ(client_.tokens(), Expected(4));
-  EXPECT_EQ(decode(0).leases.size(), 1u);
+  EndsOnTheLargeWorker();
 }
 
 TEST_F(PreemptTest, ASmallWorkerDoesNotEndWhatALargeOneBegan) {
-  AddDecode();
-  decode(0).on_open = [](auto& lease) { lease.Fail(OutOfRange("too large for 0")); };
-  Run();
-  ASSERT_EQ(decode(1).leases.size(), 1u);
-  lease(1).Grant();
-  Settle();
-  call().FirstToken();
-  call().Commit();
+  BeginsOnTheLargeWorker();
   lease(1).Fail(Unavailable("its session broke"));
   ASSERT_TRUE(Until([&] { return decode(1).leases.size() == 2; })) << "it is back, and the only one that can";
-  lease(1).Grant();
-  Settle();
-  call().FirstToken();
-  call().Commit();
-  lease(1).Tokens(2, 4, FinishReason::kStop);
-  ASSERT_TRUE(Outcome().ok());
-  EXPECT_EQ(client_.tokens(), Expected(4));
-  EXPECT_EQ(decode(0).leases.size(), 1u);
+  EndsOnTheLargeWorker();
 }
 
 /// Its router died; the leases there hold their KV for a grace more.
