@@ -62,11 +62,13 @@ SessionService::~SessionService() = default;
 rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
   auto session = std::make_shared<Session>(&call, &stream, leases_.OpenSession(), options_.queue_limit);
   sessions_[session->id] = session;
+  metrics_.sessions.Set(static_cast<double>(sessions_.size()));
   call.tasks().Spawn(Read(session), "session reader");
   if (!co_await session->ended.WaitUntil(TimePoint::max()))
     End(*session, Unavailable("the decode worker stops"));
   leases_.BreakSession(session->id);
   sessions_.erase(session->id);
+  metrics_.sessions.Set(static_cast<double>(sessions_.size()));
   LogInfo(session->name + ": Session over" + (session->end.ok() ? "" : ": " + StatusMessage(session->end)));
   if (!session->flush) session->queue.Close();
   // At the loop's end waits return early, but the write in flight then ends too: its call is cancelled.
@@ -129,7 +131,6 @@ void SessionService::Tick() {
   }
   metrics_.kv_blocks_used.Set(static_cast<double>(pools_.used_blocks()));
   metrics_.leases.Set(static_cast<double>(leases_.size()));
-  metrics_.sessions.Set(static_cast<double>(sessions_.size()));
 }
 
 // ---- what routers say
