@@ -41,9 +41,15 @@ using BlockOnResult = typename WithStatus<T>::Type;
 
 template <typename T>
 Task<void> RunFor(std::shared_ptr<BlockOnState<T>> state, Task<T> task) {
-  T result = co_await std::move(task);
+  std::optional<T> result;
+  {
+    // Gone, with all that it holds, before the waiting thread goes on.
+    Task<T> running = std::move(task);
+    T value = co_await std::move(running);
+    result.emplace(std::move(value));
+  }
   std::lock_guard lock(state->mutex);
-  state->result.emplace(std::move(result));
+  state->result = std::move(result);
   state->changed.notify_all();
 }
 }  // namespace internal

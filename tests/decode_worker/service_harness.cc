@@ -11,8 +11,13 @@ constexpr int kMaxMessage = 64 << 20;
 
 std::chrono::system_clock::time_point CallDeadline() { return std::chrono::system_clock::now() + kPatience; }
 
-rpc::Task<bool> StartPush(rpc::RawClientStream* stream, std::shared_ptr<grpc::Channel> channel) {
-  co_return co_await stream->StartRaw(channel, "/cachalot.v1.KvTransfer/Push");
+/// On the loop from its construction on, as every call; null if it did not start.
+rpc::Task<std::unique_ptr<rpc::RawClientStream>> StartPush(rpc::Loop* loop, rpc::CallOptions options,
+                                                           std::shared_ptr<grpc::Channel> channel) {
+  auto stream = std::make_unique<rpc::RawClientStream>(loop, options);
+  const bool started = co_await stream->StartRaw(channel, "/cachalot.v1.KvTransfer/Push");
+  if (!started) stream.reset();
+  co_return stream;
 }
 
 rpc::Task<bool> WriteFrame(rpc::RawClientStream* stream, grpc::ByteBuffer frame) {
@@ -176,8 +181,8 @@ TestPush::TestPush(rpc::Loop* loop, const std::shared_ptr<grpc::Channel>& channe
     : loop_(loop) {
   rpc::CallOptions options{.deadline = loop->Now() + kPatience};
   if (lease != 0) options.metadata = {{kLeaseMetadata, std::to_string(lease)}};
-  stream_ = std::make_unique<rpc::RawClientStream>(loop, options);
-  EXPECT_TRUE(*rpc::BlockOn(loop_, StartPush(stream_.get(), channel), kPatience, "start of Push"));
+  stream_ = *rpc::BlockOn(loop_, StartPush(loop, std::move(options), channel), kPatience, "start of Push");
+  EXPECT_TRUE(stream_);
 }
 
 TestPush::~TestPush() {

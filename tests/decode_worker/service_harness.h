@@ -16,10 +16,10 @@
 #include "common/rpc/slices.h"
 #include "decode_worker/decode_server.h"
 #include "tests/decode_worker/tiny_engine.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 
-inline constexpr Duration kPatience = std::chrono::seconds(30);  // for what should take milliseconds
 
 /// Waits for another thread's progress; false after kPatience.
 bool Eventually(const std::function<bool()>& condition);

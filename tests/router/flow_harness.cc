@@ -3,12 +3,12 @@
 #include <set>
 
 #include "common/base/check.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
 
 using Kind = FlowEvent::Kind;
-constexpr Duration kPatience = std::chrono::seconds(30);  // for what should take milliseconds
 
 class LeaseHandle final : public DecodeCall {
  public:

@@ -14,6 +14,7 @@
 #include "client/sdk/client.h"
 #include "common/cluster/assets.h"
 #include "tests/support/oracle.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
@@ -22,7 +23,6 @@ using client::Event;
 using client::GenerateRequest;
 using ::testing::HasSubstr;
 
-constexpr Duration kPatience = std::chrono::seconds(30);  // for what should take milliseconds
 constexpr int64_t kTimeoutMs = 30'000;
 
 /// `cachalot serve` on a free port.

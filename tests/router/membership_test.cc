@@ -9,6 +9,7 @@
 #include <set>
 
 #include "router/request_flow.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
@@ -19,7 +20,6 @@ using ::testing::UnorderedElementsAre;
 using Kind = FlowEvent::Kind;
 using Addresses = StatusOr<std::vector<std::string>>;
 
-constexpr Duration kPatience = std::chrono::seconds(30);  // for what should take milliseconds
 constexpr int kMaxTokens = 40;
 
 int32_t TokenAt(int64_t index) { return static_cast<int32_t>(1000 + index); }

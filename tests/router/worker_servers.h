@@ -21,10 +21,10 @@
 #include "common/rpc/server.h"
 #include "common/rpc/write_queue.h"
 #include "router/worker_api.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 
-inline constexpr Duration kPatience = std::chrono::seconds(30);  // for what should take milliseconds
 
 /// Waits for another thread's progress; false after kPatience.
 bool Eventually(const std::function<bool()>& condition);
