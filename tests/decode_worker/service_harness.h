@@ -20,7 +20,6 @@
 
 namespace cachalot::testing {
 
-
 /// Waits for another thread's progress; false after kPatience.
 bool Eventually(const std::function<bool()>& condition);
 

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <future>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -17,6 +18,29 @@ namespace {
 using std::chrono::hours;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+/// Says so once it is gone, which takes a while unless it is told not to wait.
+struct Lingering {
+  std::future<void> told;
+  std::atomic<bool>& gone;
+  ~Lingering() {
+    told.wait_for(milliseconds(100));
+    gone = true;
+  }
+};
+
+Task<Status> Hold(std::unique_ptr<Lingering>) { co_return OkStatus(); }
+
+TEST(Loop, BlockOnReturnsWhenTheTaskHasLetGoOfWhatItHolds) {
+  std::atomic<bool> gone = false;
+  std::promise<void> tell;
+  Loop loop;
+  loop.Start();
+  std::unique_ptr<Lingering> held(new Lingering{tell.get_future(), gone});
+  EXPECT_TRUE(BlockOn(&loop, Hold(std::move(held)), seconds(20), "the task").ok());
+  EXPECT_TRUE(gone);
+  tell.set_value();
+}
 
 TEST(Loop, RunsPostsOfManyThreadsOnItsThread) {
   Loop loop;
