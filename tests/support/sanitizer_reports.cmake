@@ -1,0 +1,15 @@
+# cmake -DFOLDER=... -P sanitizer_reports.cmake: fails, with their text, if sanitizers have left reports in FOLDER.
+# With -DCLEAR=ON: an empty FOLDER.
+if(CLEAR)
+  file(REMOVE_RECURSE ${FOLDER})
+  file(MAKE_DIRECTORY ${FOLDER})
+  return()
+endif()
+file(GLOB reports ${FOLDER}/*)
+foreach(report IN LISTS reports)
+  file(READ ${report} text)
+  message(NOTICE "${report}:\n${text}")
+endforeach()
+if(reports)
+  message(FATAL_ERROR "sanitizers have reported: see above")
+endif()
