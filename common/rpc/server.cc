@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "grpc/grpc.h"
 #include "grpcpp/security/server_credentials.h"
 
 namespace cachalot::rpc {
@@ -18,6 +19,10 @@ namespace {
 // Calls that arrive while all of a method's acceptors are busy wait inside gRPC; an acceptor is back in
 // microseconds.
 constexpr int kAcceptorsPerMethod = 4;
+
+// A client that reads the end of its last call closes the connection itself; one that is cut before it has read that
+// could lose it.
+constexpr Duration kLastWords = std::chrono::milliseconds(200);
 
 bool IsUnix(const std::string& address) { return address.starts_with("unix:"); }
 
@@ -113,8 +118,24 @@ void Server::Shutdown(Duration grace) {
   shut_down_ = true;
   for (const auto& loop : loops_)
     CHECK_MSG(!loop->IsDriver(), "Server::Shutdown on the thread of one of its loops");
-  if (server_) server_->Shutdown(ToGprTime(std::chrono::steady_clock::now() + grace));
+  if (server_) EndCalls(std::chrono::steady_clock::now() + grace);
   StopLoops();
+}
+
+// grpc::Server::Shutdown alone waits for the clients, too, until they have closed their connections: an idle gRPC
+// client looks at its own every 5 s only, one that is stopped never. So the calls are counted here.
+void Server::EndCalls(TimePoint grace_end) {
+  grpc_completion_queue* closed = grpc_completion_queue_create_for_next(nullptr);
+  grpc_server_shutdown_and_notify(server_->c_server(), closed, this);
+  if (live_.WaitNone(grace_end)) {
+    const TimePoint heard = std::min(grace_end, live_.last_end() + kLastWords);
+    grpc_completion_queue_next(closed, ToGprTime(heard), nullptr);
+  }
+  server_->Shutdown(ToGprTime(TimePoint()));  // cuts what is left
+  grpc_completion_queue_shutdown(closed);
+  while (grpc_completion_queue_next(closed, ToGprTime(TimePoint::max()), nullptr).type != GRPC_QUEUE_SHUTDOWN) {
+  }
+  grpc_completion_queue_destroy(closed);
 }
 
 void Server::StopLoops() {

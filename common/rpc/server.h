@@ -55,8 +55,8 @@ class Server {
   template <typename Service, typename Base, typename Req, typename Resp>
   void Unary(Loop* loop, Service* service, internal::RequestUnary<Base, Req, Resp> request,
              std::type_identity_t<UnaryHandler<Req, Resp>> handler) {
-    AddMethod(loop, service, [=, handler = internal::Share(std::move(handler))] {
-      return internal::AcceptUnary<Base, Req, Resp>(loop, service, request, handler);
+    AddMethod(loop, service, [=, this, handler = internal::Share(std::move(handler))] {
+      return internal::AcceptUnary<Base, Req, Resp>(loop, &live_, service, request, handler);
     });
   }
 
@@ -65,8 +65,8 @@ class Server {
   void ServerStreaming(Loop* loop, Service* service,
                        internal::RequestServerStreaming<Base, Req, Resp> request,
                        std::type_identity_t<ServerStreamingHandler<Req, Resp>> handler) {
-    AddMethod(loop, service, [=, handler = internal::Share(std::move(handler))] {
-      return internal::AcceptServerStreaming<Base, Req, Resp>(loop, service, request, handler);
+    AddMethod(loop, service, [=, this, handler = internal::Share(std::move(handler))] {
+      return internal::AcceptServerStreaming<Base, Req, Resp>(loop, &live_, service, request, handler);
     });
   }
 
@@ -74,8 +74,8 @@ class Server {
   template <typename Service, typename Base, typename Req, typename Resp>
   void Bidi(Loop* loop, Service* service, internal::RequestBidi<Base, Req, Resp> request,
             std::type_identity_t<BidiHandler<Req, Resp>> handler) {
-    AddMethod(loop, service, [=, handler = internal::Share(std::move(handler))] {
-      return internal::AcceptBidi<Base, Req, Resp>(loop, service, request, handler);
+    AddMethod(loop, service, [=, this, handler = internal::Share(std::move(handler))] {
+      return internal::AcceptBidi<Base, Req, Resp>(loop, &live_, service, request, handler);
     });
   }
 
@@ -84,8 +84,8 @@ class Server {
   StatusOr<int> Start();
 
   /// Blocks; not on a loop's thread; idempotent. Accepts nothing more, lets running calls end within `grace`,
-  /// cancels the rest, then stops the loops and joins those that have a thread of their own. Whoever drives a
-  /// loop with PollOnce must go on until kStopped.
+  /// cancels the rest, then stops the loops and joins those that have a thread of their own. Idle connections
+  /// are closed as soon as no call runs. Whoever drives a loop with PollOnce must go on until kStopped.
   void Shutdown(Duration grace);
 
   int port() const { return port_; }
@@ -98,9 +98,11 @@ class Server {
   };
   void AddMethod(Loop* loop, grpc::Service* service, AcceptorFactory acceptor);
   Status ProbeAddress() const;
+  void EndCalls(TimePoint grace_end);
   void StopLoops();
 
   const ServerOptions options_;
+  LiveCalls live_;
   grpc::ServerBuilder builder_;
   std::vector<std::unique_ptr<Loop>> loops_;
   std::vector<grpc::Service*> services_;

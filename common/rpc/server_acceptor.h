@@ -41,7 +41,7 @@ Shared<Handler> Share(Handler handler) {
 
 template <typename Req, typename Resp>
 struct UnaryCallState {
-  explicit UnaryCallState(Loop* loop) : call(loop), io(call.context()) {}
+  UnaryCallState(Loop* loop, LiveCalls* live) : call(loop, live), io(call.context()) {}
   ServerCall call;
   grpc::ServerAsyncResponseWriter<Resp> io;
   Req request;
@@ -50,7 +50,7 @@ struct UnaryCallState {
 
 template <typename Req, typename Resp>
 struct ServerStreamingCallState {
-  explicit ServerStreamingCallState(Loop* loop) : call(loop), writer(&call) {}
+  ServerStreamingCallState(Loop* loop, LiveCalls* live) : call(loop, live), writer(&call) {}
   ServerCall call;
   ServerWriter<Resp> writer;
   Req request;
@@ -58,7 +58,7 @@ struct ServerStreamingCallState {
 
 template <typename Req, typename Resp>
 struct BidiCallState {
-  explicit BidiCallState(Loop* loop) : call(loop), stream(&call) {}
+  BidiCallState(Loop* loop, LiveCalls* live) : call(loop, live), stream(&call) {}
   ServerCall call;
   ServerStream<Req, Resp> stream;
 };
@@ -108,10 +108,10 @@ Task<void> ServeBidi(std::unique_ptr<BidiCallState<Req, Resp>> state,
 // goes.
 
 template <typename Base, typename Req, typename Resp>
-Task<void> AcceptUnary(Loop* loop, Base* service, RequestUnary<Base, Req, Resp> request,
+Task<void> AcceptUnary(Loop* loop, LiveCalls* live, Base* service, RequestUnary<Base, Req, Resp> request,
                        Shared<UnaryHandler<Req, Resp>> handler) {
   for (;;) {
-    auto state = std::make_unique<UnaryCallState<Req, Resp>>(loop);
+    auto state = std::make_unique<UnaryCallState<Req, Resp>>(loop, live);
     UnaryCallState<Req, Resp>* s = state.get();
     s->call.ExpectDone();
     CqOperation accept([=](void* tag) {
@@ -124,10 +124,11 @@ Task<void> AcceptUnary(Loop* loop, Base* service, RequestUnary<Base, Req, Resp> 
 }
 
 template <typename Base, typename Req, typename Resp>
-Task<void> AcceptServerStreaming(Loop* loop, Base* service, RequestServerStreaming<Base, Req, Resp> request,
+Task<void> AcceptServerStreaming(Loop* loop, LiveCalls* live, Base* service,
+                                 RequestServerStreaming<Base, Req, Resp> request,
                                  Shared<ServerStreamingHandler<Req, Resp>> handler) {
   for (;;) {
-    auto state = std::make_unique<ServerStreamingCallState<Req, Resp>>(loop);
+    auto state = std::make_unique<ServerStreamingCallState<Req, Resp>>(loop, live);
     ServerStreamingCallState<Req, Resp>* s = state.get();
     s->call.ExpectDone();
     CqOperation accept([=](void* tag) {
@@ -141,10 +142,10 @@ Task<void> AcceptServerStreaming(Loop* loop, Base* service, RequestServerStreami
 }
 
 template <typename Base, typename Req, typename Resp>
-Task<void> AcceptBidi(Loop* loop, Base* service, RequestBidi<Base, Req, Resp> request,
+Task<void> AcceptBidi(Loop* loop, LiveCalls* live, Base* service, RequestBidi<Base, Req, Resp> request,
                       Shared<BidiHandler<Req, Resp>> handler) {
   for (;;) {
-    auto state = std::make_unique<BidiCallState<Req, Resp>>(loop);
+    auto state = std::make_unique<BidiCallState<Req, Resp>>(loop, live);
     BidiCallState<Req, Resp>* s = state.get();
     s->call.ExpectDone();
     CqOperation accept([=](void* tag) {

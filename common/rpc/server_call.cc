@@ -1,8 +1,40 @@
 #include "common/rpc/server_call.h"
 
+#include <algorithm>
+
 namespace cachalot::rpc {
 
-ServerCall::ServerCall(Loop* loop) : loop_(loop), cancelled_(loop), tasks_(loop) {}
+void LiveCalls::Add() {
+  std::lock_guard lock(mutex_);
+  ++count_;
+}
+
+void LiveCalls::Remove() {
+  std::lock_guard lock(mutex_);
+  if (--count_ == 0) none_.notify_all();
+}
+
+void LiveCalls::NoteEnd(TimePoint when) {
+  std::lock_guard lock(mutex_);
+  last_end_ = std::max(last_end_, when);
+}
+
+bool LiveCalls::WaitNone(TimePoint deadline) {
+  std::unique_lock lock(mutex_);
+  return none_.wait_until(lock, deadline, [this] { return count_ == 0; });
+}
+
+TimePoint LiveCalls::last_end() const {
+  std::lock_guard lock(mutex_);
+  return last_end_;
+}
+
+ServerCall::ServerCall(Loop* loop, LiveCalls* live)
+    : loop_(loop), live_(live), cancelled_(loop), tasks_(loop) {
+  live_->Add();
+}
+
+ServerCall::~ServerCall() { live_->Remove(); }
 
 std::optional<std::string> ServerCall::Metadata(std::string_view key) const {
   const auto& metadata = context_.client_metadata();
@@ -21,6 +53,7 @@ void ServerCall::AddTrailingMetadata(const std::string& key, const std::string& 
 
 void ServerCall::OnDone() {
   done_ = true;
+  live_->NoteEnd(loop_->Now());
   if (context_.IsCancelled()) {
     cancelled_.Set();
     scope_.Cancel();

@@ -1,7 +1,9 @@
 #pragma once
 // What a handler knows about its call, and the streams that it reads and writes. All on the call's loop.
 
+#include <condition_variable>
 #include <functional>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,9 +18,29 @@
 
 namespace cachalot::rpc {
 
+/// The calls of a server, those that its acceptors wait for included: none are left when it has been shut down
+/// and the last one is over. Any thread.
+class LiveCalls {
+ public:
+  void Add();
+  void Remove();
+  void NoteEnd(TimePoint when);
+  /// False when some are left at `deadline`.
+  bool WaitNone(TimePoint deadline);
+  /// When gRPC was done with the last one that a client had made.
+  TimePoint last_end() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable none_;
+  int64_t count_ = 0;
+  TimePoint last_end_ = TimePoint::min();
+};
+
 class ServerCall {
  public:
-  explicit ServerCall(Loop* loop);
+  ServerCall(Loop* loop, LiveCalls* live);
+  ~ServerCall();
   ServerCall(const ServerCall&) = delete;
   ServerCall& operator=(const ServerCall&) = delete;
 
@@ -64,6 +86,7 @@ class ServerCall {
   void OnDone();
 
   Loop* loop_;
+  LiveCalls* live_;
   grpc::ServerContext context_;
   DoneTag done_tag_{this};
   Event cancelled_;

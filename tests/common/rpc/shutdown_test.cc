@@ -10,6 +10,7 @@
 #include "common/rpc/block_on.h"
 #include "common/rpc/client_stream.h"
 #include "tests/common/rpc/echo_service.h"
+#include "tests/support/idle_peer.h"
 
 namespace cachalot::rpc {
 namespace {
@@ -85,6 +86,32 @@ TEST(ServerShutdown, LetsOpenStreamsEndWithinTheGrace) {
   client.loop.Post([&] { go.Set(); });
   EXPECT_TRUE(ended.get().ok());
   shutdown.get();
+}
+
+TEST(ServerShutdown, ClosesIdleConnectionsWithoutWaitingForThem) {
+  EchoServer server;
+  ASSERT_TRUE(server.Start().ok());
+  cachalot::testing::IdlePeer idle(server.address());
+  server.Shutdown(hours(1));
+  EXPECT_TRUE(idle.IsCut());
+}
+
+TEST(ServerShutdown, ClosesIdleConnectionsWhenTheLastCallEnds) {
+  EchoServer server;
+  ASSERT_TRUE(server.Start().ok());
+  cachalot::testing::IdlePeer idle(server.address());
+  Client client(server.address());
+  Event go(&client.loop);
+  std::promise<void> opened;
+  auto ended = std::async(std::launch::async, [&] {
+    return BlockOn(&client.loop, EndChat(&client.loop, client.stub.get(), &opened, &go), seconds(30), "chat");
+  });
+  opened.get_future().wait();
+  auto shutdown = std::async(std::launch::async, [&] { server.Shutdown(hours(1)); });
+  client.loop.Post([&] { go.Set(); });
+  EXPECT_TRUE(ended.get().ok());
+  shutdown.get();
+  EXPECT_TRUE(idle.IsCut());
 }
 
 TEST(LoopShutdown, CancelsTheLoopsOpenClientStreams) {
