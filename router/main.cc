@@ -2,7 +2,7 @@
 
 #include <atomic>
 #include <cstdio>
-#include <thread>
+#include <stop_token>
 
 #include "common/base/ids.h"
 #include "common/base/log.h"
@@ -96,16 +96,22 @@ class Router {
 
   bool model_changed() const { return model_changed_; }
 
+  /// Any thread: ends AwaitWorkers, whatever it waits for.
+  void AskStop() {
+    loop_->Post([this] { stop_.Cancel(); });
+  }
+
   /// Waits for one usable worker of each kind and for the model's files; says what is missing meanwhile.
-  Status AwaitWorkers(const RoleProcess& process) {
+  Status AwaitWorkers(RoleProcess& process) {
     model_changed_ = false;
     StatusOr<v1::GetModelAssetsResponse> assets = NotFound("no worker asked yet");
     if (!config_.model.empty()) {
       ASSIGN_OR_RETURN(assets, ReadModelAssets(config_.model));
     }
-    for (TimePoint said = std::chrono::steady_clock::now(); !process.stopping();) {
+    for (TimePoint said = std::chrono::steady_clock::now();;) {
       auto missing = rpc::BlockOn(loop_, Missing(this, kSayWhatIsMissing), std::chrono::seconds(10),
                                   "waiting for workers");
+      if (process.stopping()) return OkStatus();
       RETURN_IF_ERROR(missing.status());
       if (missing->empty()) {
         ASSIGN_OR_RETURN(const Model model, rpc::BlockOn(loop_, ModelOf(this), std::chrono::seconds(10),
@@ -113,15 +119,14 @@ class Router {
         if (!assets.ok()) assets = FetchAssets(model);
         if (assets.ok()) return Serve(*assets, model);
         *missing = "the model's files: " + StatusMessage(assets.status());
-        std::this_thread::sleep_for(
-            kLook);  // workers that are there but refuse must not be asked in a frenzy
+        // Workers that are there but refuse must not be asked in a frenzy.
+        if (process.WaitForStop(std::chrono::steady_clock::now() + kLook)) return OkStatus();
       }
       const TimePoint now = std::chrono::steady_clock::now();
       if (now - said < kSayWhatIsMissing) continue;
       LogInfo("waiting for workers: " + *missing);
       said = now;
     }
-    return OkStatus();
   }
 
   void Stop() {
@@ -172,7 +177,7 @@ class Router {
   StatusOr<v1::GetModelAssetsResponse> FetchAssets(const Model& model) {
     StatusOr<v1::GetModelAssetsResponse> assets = NotFound("no worker asked yet");
     for (const std::string& address : model.workers) {
-      assets = rpc::BlockOn(loop_, FetchModelAssets(loop_, address, loop_->Now() + std::chrono::seconds(2)),
+      assets = rpc::BlockOn(loop_, FetchModelAssets(loop_, address, loop_->Now() + std::chrono::seconds(2), &stop_),
                             std::chrono::seconds(5), "fetching the model's files from a worker");
       if (assets.ok()) break;
     }
@@ -198,15 +203,15 @@ class Router {
   static rpc::Task<std::string> Missing(Router* router, Duration at_most) {
     const TimePoint end = router->loop_->Now() + at_most;
     std::string missing;
-    do {
+    for (;;) {
       const auto decode = router->decode_.Choose({}, 0);
       const auto prefill = router->prefill_.Choose({}, 0);
       missing = (decode.ok() ? "" : Say("decode", decode.status(), router->decode_members_->Trouble()) + ". ") +
                 (prefill.ok() ? "" : Say("prefill", prefill.status(), router->prefill_members_->Trouble()));
-      if (missing.empty()) break;
-    } while (co_await rpc::SleepFor(router->loop_, kLook, &router->loop_->scope()) &&
-             router->loop_->Now() < end);
-    co_return missing;
+      if (missing.empty() || router->loop_->Now() >= end) co_return missing;
+      const bool slept = co_await rpc::SleepFor(router->loop_, kLook, &router->stop_);
+      if (!slept) co_return missing;
+    }
   }
 
   static std::string Say(const std::string& role, const Status& why, const std::string& names) {
@@ -217,6 +222,7 @@ class Router {
   MetricsRegistry metrics_;
   std::unique_ptr<MetricsServer> metrics_server_;
   rpc::HealthState health_;
+  rpc::CancelScope stop_;  // of waiting for workers
   ClusterView cluster_;
   WorkerPool<DecodeWorker> decode_;
   WorkerPool<PrefillWorker> prefill_;
@@ -248,6 +254,7 @@ Status Run(RoleProcess& process, const Config& config) {
   std::string address;
   RETURN_IF_ERROR(router.Start(&address));
   LogInfo("listening on " + address);
+  const std::stop_callback on_stop(process.stop_token(), [&router] { router.AskStop(); });
   const Status status = router.AwaitWorkers(process);
   if (status.ok() && !process.stopping()) {
     process.Ready(address);

@@ -43,11 +43,13 @@ rpc::Task<Status> AssetsService::Get(v1::GetModelAssetsResponse* response) {
 }
 
 rpc::Task<StatusOr<v1::GetModelAssetsResponse>> FetchModelAssets(rpc::Loop* loop, std::string address,
-                                                                 TimePoint deadline) {
+                                                                 TimePoint deadline, rpc::CancelScope* scope) {
   const auto channel = rpc::CreateChannel(address, {.max_message_bytes = kAssetsMessageBytes});
   const auto stub = v1::ModelAssets::NewStub(channel);
-  co_return co_await rpc::UnaryCall(loop, stub.get(), &v1::ModelAssets::Stub::PrepareAsyncGetModelAssets,
-                                    v1::GetModelAssetsRequest(), {.deadline = deadline, .wait_for_ready = true});
+  auto call = rpc::UnaryCall(loop, stub.get(), &v1::ModelAssets::Stub::PrepareAsyncGetModelAssets,
+                             v1::GetModelAssetsRequest(),
+                             {.deadline = deadline, .wait_for_ready = true, .scope = scope});
+  co_return co_await std::move(call);
 }
 
 }  // namespace cachalot

@@ -27,8 +27,9 @@ class AssetsService {
   const v1::GetModelAssetsResponse assets_;
 };
 
-/// From the worker at `address`.
+/// From the worker at `address`. CANCELLED with `scope`.
 rpc::Task<StatusOr<v1::GetModelAssetsResponse>> FetchModelAssets(rpc::Loop* loop, std::string address,
-                                                                 TimePoint deadline);
+                                                                 TimePoint deadline,
+                                                                 rpc::CancelScope* scope = nullptr);
 
 }  // namespace cachalot

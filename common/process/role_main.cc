@@ -40,14 +40,12 @@ struct RoleProcess::Impl {
 
   // On the signal thread.
   void Stop(const std::string& reason) {
-    {
-      std::lock_guard lock(mutex);
-      if (stopping) return;
-      stopping = true;
-    }
+    if (stop.stop_requested()) return;
     LogInfo("stopping: " + reason);
+    stop.request_stop();
+    std::lock_guard lock(mutex);
+    stopped = true;
     changed.notify_all();
-    if (on_stop) on_stop();
   }
 
   const std::string role;
@@ -55,13 +53,13 @@ struct RoleProcess::Impl {
   boost::asio::signal_set signals{context};
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work{context.get_executor()};
   std::thread thread;
-  std::function<void()> on_stop;
+  std::stop_source stop;
   int signals_seen = 0;
   bool ready = false;
 
   std::mutex mutex;
   std::condition_variable changed;
-  bool stopping = false;
+  bool stopped = false;  // and whoever waits for the token has been told
 };
 
 RoleProcess::RoleProcess(RoleOptions options) : impl_(std::make_unique<Impl>(std::move(options.role))) {
@@ -103,10 +101,7 @@ void RoleProcess::Ready(const std::string& address) {
   LogInfo("ready on " + address);
 }
 
-void RoleProcess::OnStop(std::function<void()> callback) {
-  CHECK(!impl_->thread.joinable());
-  impl_->on_stop = std::move(callback);
-}
+std::stop_token RoleProcess::stop_token() const { return impl_->stop.get_token(); }
 
 void RoleProcess::RequestStop(const std::string& reason) {
   boost::asio::post(impl_->context, [this, reason] { impl_->Stop(reason); });
@@ -114,16 +109,13 @@ void RoleProcess::RequestStop(const std::string& reason) {
 
 bool RoleProcess::WaitForStop(TimePoint deadline) {
   std::unique_lock lock(impl_->mutex);
-  const auto stopping = [this] { return impl_->stopping; };
-  if (deadline != TimePoint::max()) return impl_->changed.wait_until(lock, deadline, stopping);
-  impl_->changed.wait(lock, stopping);
+  const auto stopped = [this] { return impl_->stopped; };
+  if (deadline != TimePoint::max()) return impl_->changed.wait_until(lock, deadline, stopped);
+  impl_->changed.wait(lock, stopped);
   return true;
 }
 
-bool RoleProcess::stopping() const {
-  std::lock_guard lock(impl_->mutex);
-  return impl_->stopping;
-}
+bool RoleProcess::stopping() const { return impl_->stop.stop_requested(); }
 
 int RoleProcess::Exit(const Status& status) const {
   if (status.ok()) return kExitOk;

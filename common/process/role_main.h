@@ -15,8 +15,8 @@
 //     return OkStatus();
 //   }
 
-#include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include "common/base/status.h"
@@ -56,9 +56,9 @@ class RoleProcess {
   /// Prints the one line "ready ROLE HOST:PORT" on stdout and flushes it. Once.
   void Ready(const std::string& address);
 
-  /// On the signal thread, with the first SIGINT or SIGTERM (or RequestStop), once. A second signal ends the
-  /// process at once with kExitFailed. Set before Init.
-  void OnStop(std::function<void()> callback);
+  /// For std::stop_callback: runs on the signal thread with the first SIGINT or SIGTERM (or RequestStop), before
+  /// WaitForStop returns; at once when that has been. A second signal ends the process at once with kExitFailed.
+  std::stop_token stop_token() const;
   /// As a signal would. Any thread.
   void RequestStop(const std::string& reason);
   /// Blocks until a stop is asked for. False when that has not happened by `deadline`.

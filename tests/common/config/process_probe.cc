@@ -43,7 +43,7 @@ Status Run(RoleProcess& process, const std::string& mode, const char* self) {
 
 int main(int, char** argv) {
   cachalot::RoleProcess process({.role = "probe", .poll_strategy = cachalot::PollStrategy::kPoll});
-  process.OnStop([] { std::printf("callback\n"); });
+  const std::stop_callback on_stop(process.stop_token(), [] { std::printf("callback\n"); });
   if (std::string(argv[1]) == "environment") {
     std::printf("%s %s\n", std::getenv("GRPC_POLL_STRATEGY"), std::getenv("PROBE"));
     return 0;
