@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "common/base/address.h"
 #include "common/base/ids.h"
 #include "common/base/log.h"
 #include "common/cluster/compat.h"
@@ -149,8 +150,7 @@ StatusOr<std::unique_ptr<ExpertService>> ExpertService::Start(const ExpertServic
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertStore> store, ExpertStore::Load(config.model, spec));
   auto impl = std::make_unique<Impl>(config, std::move(store), *kernels, *metrics);
   ASSIGN_OR_RETURN(const int port, impl->server->Start());
-  impl->address = port == 0 ? config.listen
-                            : config.listen.substr(0, config.listen.rfind(':') + 1) + std::to_string(port);
+  impl->address = BoundAddress(config.listen, port);
   impl->control->Start();
   impl->step_thread = std::thread([raw = impl.get()] {
     pthread_setname_np(pthread_self(), "step");

@@ -1,18 +1,17 @@
 // cachalot-router: the public gRPC API in front of prefill and decode workers.
 
 #include <atomic>
-#include <cstdio>
 #include <stop_token>
 
+#include "common/base/address.h"
 #include "common/base/ids.h"
 #include "common/base/log.h"
 #include "common/cluster/assets.h"
-#include "common/config/schema.h"
 #include "common/discovery/ares_resolver.h"
 #include "common/metrics/server.h"
-#include "common/process/role_main.h"
 #include "common/rpc/block_on.h"
 #include "common/rpc/health.h"
+#include "router/config.h"
 #include "router/decode_client.h"
 #include "router/generation_service.h"
 #include "router/membership.h"
@@ -26,50 +25,15 @@ constexpr Duration kLook = std::chrono::milliseconds(20);
 constexpr Duration kSayWhatIsMissing = std::chrono::seconds(2);
 constexpr Duration kLookForAnotherModel = std::chrono::milliseconds(100);
 
-struct Config {
-  std::string listen = "127.0.0.1:8000", metrics_listen, model, log_level = "info";
-  std::vector<std::string> prefill, decode;
-  std::string dns_server;
-  Duration dns_interval = NameWatchOptions().interval;
-  bool debug_logits = false, die_with_parent = false;
-  Duration drain = std::chrono::seconds(10);
-};
-
-StatusOr<ParsedArgs> ParseConfig(int argc, char** argv, Config& config, std::string* help) {
-  ConfigSchema schema("cachalot-router", "Serves the public gRPC API over prefill and decode workers.");
-  schema.Add("listen", &config.listen, "host:port of the API; port 0 takes a free one", NotEmpty());
-  schema.Add("metrics-listen", &config.metrics_listen, "host:port of the Prometheus endpoint; empty: none");
-  const Validator<std::vector<std::string>> seeds = [](const auto& texts) { return ParseSeeds(texts).status(); };
-  schema.Add("prefill", &config.prefill,
-             "prefill workers: host:port, or dns:NAME:PORT for every address of a name; several with commas", seeds);
-  schema.Add("decode", &config.decode, "decode workers, in the same way", seeds);
-  schema.Require("prefill");
-  schema.Require("decode");
-  schema.Add("dns-server", &config.dns_server, "ip:port of the DNS server; empty: as the system has it");
-  schema.AddMilliseconds("dns-interval-ms", &config.dns_interval, "between two questions for a name",
-                         [](const Duration& interval) {
-                           return interval >= std::chrono::milliseconds(10) ? OkStatus()
-                                                                            : InvalidArgument("expected 10 or more");
-                         });
-  schema.Add("model", &config.model, "checkpoint directory for config and tokenizer; empty: ask a worker");
-  schema.Add("debug-logits", &config.debug_logits, "serve the Debug service");
-  schema.Add("log-level", &config.log_level, "debug, info, warning or error");
-  schema.Add("die-with-parent", &config.die_with_parent, "end when the parent process ends");
-  schema.AddMilliseconds("drain-ms", &config.drain, "how long running requests may go on after SIGTERM");
-  auto parsed = schema.Parse(argc, argv);
-  *help = schema.Help();
-  return parsed;
-}
-
 /// Everything that lives on the router's loop.
 class Router {
  public:
-  explicit Router(const Config& config)
+  explicit Router(const RouterConfig& config)
       : config_(config),
         server_({.listen = config.listen, .max_message_bytes = kPublicMessageBytes}),
         loop_(server_.AddLoop({.name = "router"})),
         health_service_(&server_, loop_, &health_),
-        flow_{loop_, &decode_, &prefill_, {}, {}},
+        flow_{loop_, &decode_, &prefill_, config.flow, {}},
         service_(&server_, loop_, &flow_, &metrics_, config.debug_logits) {
     // What was admitted for the old model must not reach the new one.
     cluster_.on_change = [this] {
@@ -85,7 +49,7 @@ class Router {
     // First, so that nothing is served yet when it fails.
     ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen, metrics_));
     ASSIGN_OR_RETURN(const int port, server_.Start());
-    *address = config_.listen.substr(0, config_.listen.rfind(':') + 1) + std::to_string(port);
+    *address = BoundAddress(config_.listen, port);
     loop_->Start();
     health_.Set("", true);
     health_.Set("liveness", true);
@@ -218,7 +182,7 @@ class Router {
     return role + ": " + StatusMessage(why) + (names.empty() ? "" : "; " + names);
   }
 
-  const Config& config_;
+  const RouterConfig& config_;
   MetricsRegistry metrics_;
   std::unique_ptr<MetricsServer> metrics_server_;
   rpc::HealthState health_;
@@ -247,9 +211,7 @@ void WaitForStop(RoleProcess& process, Router& router) {
   }
 }
 
-Status Run(RoleProcess& process, const Config& config) {
-  RETURN_IF_ERROR(process.Init(config.log_level));
-  if (config.die_with_parent) RETURN_IF_ERROR(process.DieWithParent());
+Status Serve(RoleProcess& process, const RouterConfig& config) {
   Router router(config);
   std::string address;
   RETURN_IF_ERROR(router.Start(&address));
@@ -264,17 +226,14 @@ Status Run(RoleProcess& process, const Config& config) {
   return status;
 }
 
-int Main(int argc, char** argv) {
-  RoleProcess process({.role = "router"});
-  Config config;
-  std::string help;
-  const auto parsed = ParseConfig(argc, argv, config, &help);
-  if (!parsed.ok()) return process.Exit(parsed.status());
-  if (parsed->help) return std::puts(help.c_str()), kExitOk;
-  return process.Exit(Run(process, config));
-}
-
 }  // namespace
 }  // namespace cachalot
 
-int main(int argc, char** argv) { return cachalot::Main(argc, argv); }
+int main(int argc, char** argv) {
+  using namespace cachalot;
+  RoleProcess process({.role = "router"});
+  RouterConfig config;
+  ConfigSchema schema("cachalot-router", "Serves the public gRPC API over prefill and decode workers.");
+  AddFlags(schema, &config);
+  return RunRole(process, schema, config.role, WordsOf(argc, argv), [&] { return Serve(process, config); });
+}

@@ -549,7 +549,7 @@ rpc::Task<StatusOr<FlowResult>> RunRequest(FlowContext* context, SequenceState s
                                            TimePoint deadline, Siblings* siblings) {
   if (context->running >= context->options.max_requests)
     co_return ResourceExhausted(std::to_string(context->running) +
-                                " requests run at this router, which is all that it takes; retry later");
+                                " requests run at this router, which is all that it takes; retry later or raise --max-requests");
   Request request(context, std::move(state), sink, options, deadline, siblings);
   rpc::CancelCallback on_cancel(cancel, [&request] {
     FlowEvent event;

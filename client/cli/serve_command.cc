@@ -1,14 +1,11 @@
-#include <cstdio>
-
 #include "client/cli/commands.h"
 #include "client/embedded/embedded_workers.h"
-#include "common/base/log.h"
+#include "common/base/address.h"
 #include "common/cluster/assets.h"
-#include "common/config/schema.h"
 #include "common/metrics/server.h"
-#include "common/process/role_main.h"
 #include "common/rpc/block_on.h"
 #include "common/rpc/health.h"
+#include "router/config.h"
 #include "router/generation_service.h"
 
 namespace cachalot::cli {
@@ -18,13 +15,14 @@ constexpr int kPublicMessageBytes = 16 << 20;
 
 struct Config {
   EmbeddedOptions embedded;
-  std::string listen = "127.0.0.1:8000", metrics_listen, log_level = "info";
+  std::string listen = "127.0.0.1:8000", metrics_listen;
   int max_chunk_tokens = 256;
   bool debug_logits = false;
+  FlowOptions flow;
+  RoleFlags role;
 };
 
 Status Serve(RoleProcess& process, const Config& config) {
-  RETURN_IF_ERROR(process.Init(config.log_level));
   ASSIGN_OR_RETURN(const auto embedded, EmbeddedModel::Load(config.embedded));
   ASSIGN_OR_RETURN(const auto assets, ReadModelAssets(config.embedded.model));
   ASSIGN_OR_RETURN(std::shared_ptr<const Frontend> frontend, Frontend::Make(assets, config.embedded.mode));
@@ -36,7 +34,7 @@ Status Serve(RoleProcess& process, const Config& config) {
   rpc::Server server({.listen = config.listen, .max_message_bytes = kPublicMessageBytes});
   rpc::Loop* loop = server.AddLoop({.name = "front"});
   const rpc::HealthService health_service(&server, loop, &health);
-  FlowContext flow{loop, &decode, &prefill, {}, {}};
+  FlowContext flow{loop, &decode, &prefill, config.flow, {}};
   GenerationService service(&server, loop, &flow, &metrics, config.debug_logits);
   EmbeddedEngine engine(embedded.get(), loop, config.max_chunk_tokens);
   decode.Add(engine.MakeDecodeWorker());
@@ -50,7 +48,7 @@ Status Serve(RoleProcess& process, const Config& config) {
   loop->Start();
   service.Serve(frontend);
   for (const char* name : {"", "liveness", "readiness"}) health.Set(name, true);
-  process.Ready(config.listen.substr(0, config.listen.rfind(':') + 1) + std::to_string(port));
+  process.Ready(BoundAddress(config.listen, port));
   process.WaitForStop();
   health.Set("readiness", false);
   service.Drain();
@@ -68,8 +66,9 @@ int ServeCommand(const std::vector<std::string>& words) {
   ConfigSchema schema("cachalot serve", "Serves a checkpoint from this process alone: all roles embedded, gRPC in front.");
   schema.Add("model", &config.embedded.model, "checkpoint directory", NotEmpty());
   schema.Require("model");
-  schema.Add("listen", &config.listen, "host:port of the API; port 0 takes a free one", NotEmpty());
-  schema.Add("metrics-listen", &config.metrics_listen, "host:port of the Prometheus endpoint; empty: none");
+  schema.Add("listen", &config.listen, "host:port of the API; port 0 takes a free one", ListenForm());
+  schema.Add("metrics-listen", &config.metrics_listen, "host:port of the Prometheus endpoint; empty: none",
+             OrEmpty(HostPortForm()));
   schema.Add("mode", &config.embedded.mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("kernels", &config.embedded.kernels, "back end", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &config.embedded.threads, "compute threads", Range(1, 256));
@@ -82,11 +81,9 @@ int ServeCommand(const std::vector<std::string>& words) {
   schema.Add("prefix-cache-snapshot-percent", &config.embedded.prefix_cache.snapshot_percent,
              "of it, at most, for window rows and state where prompts can go on", Range(1, 100));
   schema.Add("debug-logits", &config.debug_logits, "serve the Debug service");
-  schema.Add("log-level", &config.log_level, "debug, info, warning or error");
-  const auto parsed = schema.Parse(words);
-  if (!parsed.ok()) return Report("serve", parsed.status());
-  if (parsed->help) return std::puts(schema.Help().c_str()), 0;
-  return Report("serve", Serve(process, config));
+  AddFlags(schema, &config.flow);
+  AddFlags(schema, &config.role);
+  return RunRole(process, schema, config.role, words, [&] { return Serve(process, config); });
 }
 
 }  // namespace cachalot::cli

@@ -4,24 +4,45 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <thread>
 
 #include "client/cli/commands.h"
-#include "common/base/log.h"
-#include "common/config/schema.h"
 #include "common/process/child_process.h"
-#include "common/process/role_main.h"
+#include "common/process/run_role.h"
+#include "decode_worker/config.h"
+#include "expert_service/config.h"
+#include "prefill_worker/config.h"
+#include "router/config.h"
 
 namespace cachalot::cli {
 namespace {
 
-constexpr Duration kStopGrace = std::chrono::seconds(12);  // a role drains for up to 10 s
+constexpr Duration kStopGrace = std::chrono::seconds(12);
+constexpr Duration kAfterDrain = std::chrono::seconds(2);  // for a role to end when it has drained
+constexpr Duration kLookForStop = std::chrono::milliseconds(20);
+
+using Flags = std::map<std::string, std::string>;
+
+/// Flags of one role, given to `cachalot up` under its prefix.
+template <typename RoleConfig>
+struct Forwarded {
+  explicit Forwarded(const char* program) : schema(program, "") { AddFlags(schema, &config); }
+  RoleConfig config;
+  ConfigSchema schema;
+  Flags given;
+};
 
 struct Config {
-  std::string model, mode = "exact", kernels = "auto", log_level = "info";
-  int prefill = 1, decode = 1, expert_shards = 2, grpc_port = 0, threads = 0;
+  std::string model, mode = "exact", kernels = "auto";
+  int prefill_workers = 1, decode_workers = 1, expert_shards = 2, grpc_port = 0, threads = 0;
   bool debug_logits = false;
   Duration start_timeout = std::chrono::seconds(120);
+  RoleFlags role;
+  Forwarded<RouterConfig> router{"cachalot-router"};
+  Forwarded<PrefillConfig> prefill{"cachalot-prefill"};
+  Forwarded<DecodeConfig> decode{"cachalot-decode"};
+  Forwarded<ExpertConfig> expert{"cachalot-expert"};
 };
 
 using Child = std::unique_ptr<ChildProcess>;
@@ -29,32 +50,41 @@ using Child = std::unique_ptr<ChildProcess>;
 /// Starts the roles in order of need, each wave at once, and stops them in reverse.
 class Cluster {
  public:
-  explicit Cluster(const Config& config)
-      : config_(config), folder_(std::filesystem::read_symlink("/proc/self/exe").parent_path()),
+  Cluster(const Config& config, const RoleProcess& process)
+      : config_(config),
+        process_(process),
+        folder_(std::filesystem::read_symlink("/proc/self/exe").parent_path()),
         deadline_(std::chrono::steady_clock::now() + config.start_timeout) {
-    const int workers = config.prefill + config.decode + config.expert_shards;
+    const int workers = config.prefill_workers + config.decode_workers + config.expert_shards;
     const int cores = std::max(1u, std::thread::hardware_concurrency());
     threads_ = config.threads > 0 ? config.threads : std::max(1, cores / workers);
   }
 
+  /// CANCELLED when the process is asked to stop meanwhile.
   Status Start() {
     std::string experts = "local";
     if (config_.expert_shards > 0) {
-      for (int i = 0; i < config_.expert_shards; ++i)
-        RETURN_IF_ERROR(Spawn(experts_, WorkerArguments("cachalot-expert"),
-                              {"--shard", std::to_string(i) + "/" + std::to_string(config_.expert_shards)}));
+      for (int i = 0; i < config_.expert_shards; ++i) {
+        Flags flags = WorkerFlags();
+        flags["shard"] = std::to_string(i) + "/" + std::to_string(config_.expert_shards);
+        RETURN_IF_ERROR(Spawn(experts_, "cachalot-expert", flags, config_.expert.given));
+      }
       ASSIGN_OR_RETURN(experts, Ready(experts_));
     }
-    for (int i = 0; i < config_.prefill; ++i)
-      RETURN_IF_ERROR(Spawn(prefill_, WorkerArguments("cachalot-prefill"), DenseArguments(experts)));
-    for (int i = 0; i < config_.decode; ++i)
-      RETURN_IF_ERROR(Spawn(decode_, WorkerArguments("cachalot-decode"), DenseArguments(experts)));
-    ASSIGN_OR_RETURN(const std::string prefill, Ready(prefill_));
-    ASSIGN_OR_RETURN(const std::string decode, Ready(decode_));
-    std::vector<std::string> router = {"--listen", "127.0.0.1:" + std::to_string(config_.grpc_port),
-                                       "--prefill", prefill, "--decode", decode, "--model", config_.model};
-    if (config_.debug_logits) router.push_back("--debug-logits");
-    RETURN_IF_ERROR(Spawn(router_, {Binary("cachalot-router"), "--log-level", config_.log_level}, router));
+    Flags dense = WorkerFlags();
+    dense["experts"] = experts;
+    if (config_.debug_logits) dense["debug-logits"] = "true";
+    for (int i = 0; i < config_.prefill_workers; ++i)
+      RETURN_IF_ERROR(Spawn(prefill_, "cachalot-prefill", dense, config_.prefill.given));
+    for (int i = 0; i < config_.decode_workers; ++i)
+      RETURN_IF_ERROR(Spawn(decode_, "cachalot-decode", dense, config_.decode.given));
+    Flags router = {{"listen", "127.0.0.1:" + std::to_string(config_.grpc_port)},
+                    {"model", config_.model},
+                    {"log-level", config_.role.log_level}};
+    ASSIGN_OR_RETURN(router["prefill"], Ready(prefill_));
+    ASSIGN_OR_RETURN(router["decode"], Ready(decode_));
+    if (config_.debug_logits) router["debug-logits"] = "true";
+    RETURN_IF_ERROR(Spawn(router_, "cachalot-router", router, config_.router.given));
     ASSIGN_OR_RETURN(address_, Ready(router_));
     return OkStatus();
   }
@@ -68,30 +98,35 @@ class Cluster {
   }
 
   void Stop() {
-    for (auto* group : {&router_, &prefill_, &decode_, &experts_}) {
-      for (Child& child : *group) child->Signal(SIGTERM);
-      const TimePoint end = std::chrono::steady_clock::now() + kStopGrace;
-      for (Child& child : *group)
-        if (!child->Wait(end).ok()) child->Kill();
-    }
+    StopGroup(router_, config_.router.config.drain);
+    StopGroup(prefill_, config_.prefill.config.worker.drain_limit);
+    StopGroup(decode_, config_.decode.config.worker.drain_limit);
+    StopGroup(experts_, Duration::zero());
   }
 
  private:
-  std::string Binary(const std::string& name) const { return (folder_ / name).string(); }
-
-  std::vector<std::string> WorkerArguments(const std::string& name) const {
-    return {Binary(name),  "--listen",  "127.0.0.1:0",            "--model",     config_.model,
-            "--mode",      config_.mode, "--kernels",             config_.kernels, "--threads",
-            std::to_string(threads_),   "--log-level", config_.log_level};
-  }
-  std::vector<std::string> DenseArguments(const std::string& experts) const {
-    std::vector<std::string> arguments = {"--experts", experts};
-    if (config_.debug_logits) arguments.push_back("--debug-logits");
-    return arguments;
+  static void StopGroup(std::vector<Child>& group, Duration drain) {
+    for (Child& child : group) child->Signal(SIGTERM);
+    const TimePoint end = std::chrono::steady_clock::now() + std::max(kStopGrace, drain + kAfterDrain);
+    for (Child& child : group)
+      if (!child->Wait(end).ok()) child->Kill();
   }
 
-  Status Spawn(std::vector<Child>& group, std::vector<std::string> argv, const std::vector<std::string>& more) {
-    argv.insert(argv.end(), more.begin(), more.end());
+  Flags WorkerFlags() const {
+    return {{"listen", "127.0.0.1:0"},
+            {"model", config_.model},
+            {"mode", config_.mode},
+            {"kernels", config_.kernels},
+            {"threads", std::to_string(threads_)},
+            {"log-level", config_.role.log_level}};
+  }
+
+  /// `given` by the user wins.
+  Status Spawn(std::vector<Child>& group, const std::string& binary, const Flags& flags, const Flags& given) {
+    Flags all = given;
+    all.insert(flags.begin(), flags.end());
+    std::vector<std::string> argv = {(folder_ / binary).string()};
+    for (const auto& [name, value] : all) argv.push_back("--" + name + "=" + value);
     argv.push_back("--die-with-parent");
     ASSIGN_OR_RETURN(Child child, ChildProcess::Spawn({.argv = argv}));
     group.push_back(std::move(child));
@@ -102,13 +137,23 @@ class Cluster {
   StatusOr<std::string> Ready(const std::vector<Child>& group) {
     std::string addresses;
     for (const Child& child : group) {
-      ASSIGN_OR_RETURN(const std::string address, child->WaitReady(deadline_));
+      ASSIGN_OR_RETURN(const std::string address, ReadyOrStopped(*child));
       addresses += (addresses.empty() ? "" : ",") + address;
     }
     return addresses;
   }
 
+  StatusOr<std::string> ReadyOrStopped(ChildProcess& child) {
+    for (;;) {
+      const TimePoint look = std::min(deadline_, std::chrono::steady_clock::now() + kLookForStop);
+      StatusOr<std::string> address = child.WaitReady(look);
+      if (process_.stopping()) return Cancelled("stopped before all roles were ready");
+      if (look == deadline_ || address.status().code() != StatusCode::kDeadlineExceeded) return address;
+    }
+  }
+
   const Config& config_;
+  const RoleProcess& process_;
   const std::filesystem::path folder_;
   const TimePoint deadline_;
   int threads_ = 1;
@@ -117,16 +162,54 @@ class Cluster {
 };
 
 Status Up(RoleProcess& process, const Config& config) {
-  RETURN_IF_ERROR(process.Init(config.log_level));
-  Cluster cluster(config);
+  Cluster cluster(config, process);
   const Status started = cluster.Start();
-  if (started.ok() && !process.stopping()) {
+  if (started.ok()) {
     std::printf("ready %s\n", cluster.Line().c_str());
     std::fflush(stdout);
     process.WaitForStop();
   }
   cluster.Stop();
   return process.stopping() ? OkStatus() : started;
+}
+
+/// Processes of one kind cannot share one port of metrics.
+Status CheckMetrics(const std::string& role, const Flags& given, int processes) {
+  const auto listen = given.find("metrics-listen");
+  if (processes <= 1 || listen == given.end() || listen->second.empty() || listen->second.ends_with(":0"))
+    return OkStatus();
+  return InvalidArgument("--" + role + "-metrics-listen: " + std::to_string(processes) +
+                         " processes cannot share the port of " + listen->second + "; give port 0");
+}
+
+Status CheckRoles(const Config& config) {
+  RETURN_IF_ERROR(CheckMetrics("prefill", config.prefill.given, config.prefill_workers));
+  RETURN_IF_ERROR(CheckMetrics("decode", config.decode.given, config.decode_workers));
+  RETURN_IF_ERROR(CheckMetrics("expert", config.expert.given, config.expert_shards));
+  if (config.expert_shards == 0 && !config.expert.given.empty())
+    return InvalidArgument("--expert-" + config.expert.given.begin()->first +
+                           ": there are no expert services with --expert-shards 0");
+  return OkStatus();
+}
+
+void ForwardFlags(ConfigSchema& schema, Config* config) {
+  Flags all = {{"config", "put ROLE-FLAG: VALUE into the file of --config"},
+               {"check-config", "use --check-config, which looks at the flags of all roles"},
+               {"die-with-parent", "all roles end with cachalot up"},
+               {"model", "all roles need the same: use --model"}};
+  Flags router = all;
+  router["listen"] = "it listens on loopback: use --grpc-port for its port";
+  router["prefill"] = router["decode"] = "cachalot up starts the workers: use --prefill N and --decode N";
+  schema.Forward("router", config->router.schema, &config->router.given, router);
+  Flags worker = all;
+  worker["listen"] = "cachalot up finds a free port for each";
+  worker["mode"] = "all roles need the same: use --mode";
+  worker["kernels"] = "all roles need the same: use --kernels";
+  worker["experts"] = worker["shard"] = "cachalot up starts the expert services: use --expert-shards N";
+  schema.Forward("prefill", config->prefill.schema, &config->prefill.given, worker);
+  schema.Forward("decode", config->decode.schema, &config->decode.given, worker);
+  schema.Forward("expert", config->expert.schema, &config->expert.given, worker);
+  schema.Check([config] { return CheckRoles(*config); });
 }
 
 }  // namespace
@@ -139,13 +222,14 @@ int UpCommand(const std::vector<std::string>& words) {
                       "PID,PID,... (router, prefill, decode, experts), when the router serves. Stops all on SIGINT or SIGTERM.");
   schema.Add("model", &config.model, "checkpoint directory", NotEmpty());
   schema.Require("model");
-  schema.Add("prefill", &config.prefill, "prefill workers", Range(1, 64));
-  schema.Add("decode", &config.decode, "decode workers", Range(1, 64));
+  schema.Add("prefill", &config.prefill_workers, "prefill workers", Range(1, 64));
+  schema.Add("decode", &config.decode_workers, "decode workers", Range(1, 64));
   schema.Add("expert-shards", &config.expert_shards, "expert services; 0: experts inside the workers",
              Validator<int>([](const int& shards) {
                return shards == 0 || shards == 1 || shards == 2 || shards == 4 || shards == 8
                           ? OkStatus()
-                          : InvalidArgument("wanted 0, 1, 2, 4 or 8 (shards divide the 8 reduction groups)");
+                          : InvalidArgument("wanted 0, 1, 2, 4 or 8 (shards divide the 8 reduction groups), got " +
+                                            std::to_string(shards));
              }));
   schema.Add("grpc-port", &config.grpc_port, "port of the router; 0: any free one", Range(0, 65535));
   schema.Add("mode", &config.mode, "numeric mode", OneOf({"exact", "bf16"}));
@@ -153,12 +237,10 @@ int UpCommand(const std::vector<std::string>& words) {
   schema.Add("threads", &config.threads, "compute threads of each worker; 0: the cores divided by the workers",
              Range(0, 256));
   schema.Add("debug-logits", &config.debug_logits, "serve the Debug service through all roles");
-  schema.Add("log-level", &config.log_level, "debug, info, warning or error");
   schema.AddMilliseconds("start-timeout-ms", &config.start_timeout, "until everything must serve");
-  const auto parsed = schema.Parse(words);
-  if (!parsed.ok()) return Report("up", parsed.status());
-  if (parsed->help) return std::puts(schema.Help().c_str()), 0;
-  return Report("up", Up(process, config));
+  AddFlags(schema, &config.role);
+  ForwardFlags(schema, &config);
+  return RunRole(process, schema, config.role, words, [&] { return Up(process, config); });
 }
 
 }  // namespace cachalot::cli

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "common/base/address.h"
 #include "common/base/check.h"
 #include "common/config/values.h"
 #include "yaml-cpp/yaml.h"
@@ -104,6 +105,31 @@ Validator<std::string> NotEmpty() {
   };
 }
 
+Validator<Duration> AtLeastMilliseconds(int64_t least) {
+  return [=](const Duration& value) {
+    if (value >= std::chrono::milliseconds(least)) return OkStatus();
+    return InvalidArgument("expected " + std::to_string(least) + " or more, got " +
+                           NumberText(static_cast<double>(value.count()) / 1e6));
+  };
+}
+
+Validator<std::string> OrEmpty(Validator<std::string> valid) {
+  return [valid = std::move(valid)](const std::string& value) { return value.empty() ? OkStatus() : valid(value); };
+}
+
+Validator<std::string> ListenForm() {
+  return [](const std::string& value) { return ParseListenAddress(value).status(); };
+}
+
+Validator<std::string> HostPortForm() {
+  return [](const std::string& value) {
+    const StatusOr<ListenAddress> address = ParseListenAddress(value);
+    return address.ok() && !address->is_unix()
+               ? OkStatus()
+               : InvalidArgument("expected host:port with a port of 0 to 65535, got \"" + value + "\"");
+  };
+}
+
 ConfigSchema::ConfigSchema(std::string program, std::string summary)
     : program_(std::move(program)), summary_(std::move(summary)) {
   Add("config", &config_file_, "YAML file with any of these settings; flags win over it");
@@ -170,6 +196,23 @@ void ConfigSchema::AddMilliseconds(const std::string& name, Duration* field, con
   Entry& entry = AddEntry(name, "milliseconds", help);
   entry.set = Setter(field, std::move(valid), ParseMilliseconds);
   entry.show = [field] { return NumberText(static_cast<double>(field->count()) / 1e6); };
+}
+
+void ConfigSchema::Forward(const std::string& prefix, ConfigSchema& inner, std::map<std::string, std::string>* given,
+                           const std::map<std::string, std::string>& refused) {
+  for (const Entry& entry : inner.entries_) {
+    Entry& outer = AddEntry(prefix + "-" + entry.name, entry.kind, entry.help);
+    outer.is_bool = entry.is_bool;
+    outer.is_list = entry.is_list;
+    outer.forwarded_to = inner.program_;
+    outer.show = entry.show;
+    outer.set = [name = entry.name, set = entry.set, given](const std::string& text) -> Status {
+      RETURN_IF_ERROR(set(text));
+      given->insert_or_assign(name, text);
+      return OkStatus();
+    };
+    if (const auto found = refused.find(entry.name); found != refused.end()) outer.refused = found->second;
+  }
 }
 
 void ConfigSchema::Check(std::function<Status()> check) { checks_.push_back(std::move(check)); }
@@ -243,14 +286,16 @@ Status ConfigSchema::ReadFlag(const std::vector<std::string>& words, size_t* at,
   const size_t equals = word.find('=');
   const std::string name = word.substr(2, equals == std::string::npos ? equals : equals - 2);
   Entry* entry = Find(name);
+  const bool negated = entry == nullptr && name.starts_with("no-") && Find(name.substr(3)) != nullptr &&
+                       Find(name.substr(3))->is_bool;
+  if (negated) entry = Find(name.substr(3));
+  if (entry == nullptr) return InvalidArgument("unknown flag --" + name + Nearest(name, "--"));
+  if (!entry->refused.empty()) return InvalidArgument("--" + name + ": " + entry->refused);
   std::string value;
-  if (entry == nullptr && name.starts_with("no-") && Find(name.substr(3)) != nullptr &&
-      Find(name.substr(3))->is_bool) {
-    if (equals != std::string::npos) return InvalidArgument("--" + name + " takes no value");
-    entry = Find(name.substr(3));
+  if (negated && equals != std::string::npos) {
+    return InvalidArgument("--" + name + " takes no value");
+  } else if (negated) {
     value = "false";
-  } else if (entry == nullptr) {
-    return InvalidArgument("unknown flag --" + name + Nearest(name));
   } else if (equals != std::string::npos) {
     value = word.substr(equals + 1);
   } else if (entry->is_bool) {
@@ -273,7 +318,8 @@ Status ConfigSchema::ReadFile(const std::string& path) {
     const std::string where = path + ": " + pair.first.Scalar();
     Entry* entry = Find(name);
     if (entry == nullptr || name == "config")
-      return InvalidArgument(path + ": unknown key " + name + Nearest(name));
+      return InvalidArgument(path + ": unknown key " + name + Nearest(name, ""));
+    if (!entry->refused.empty()) return InvalidArgument(where + ": " + entry->refused);
     if (std::exchange(entry->from_file, true)) return InvalidArgument(where + " is given twice");
     if (pair.second.IsNull()) return InvalidArgument(where + " needs a value (" + entry->kind + ")");
     const StatusOr<std::string> text = YamlText(pair.second, entry->is_list);
@@ -288,23 +334,31 @@ Status ConfigSchema::Set(Entry* entry, const std::string& value, const std::stri
   return status.ok() ? status : Annotate(status, where);
 }
 
-// " (did you mean --x?)" when one is near, else where to look.
-std::string ConfigSchema::Nearest(std::string_view name) const {
+// " (did you mean --x?)" when one is near, else where to look. `dashes` as flags are written, or not.
+std::string ConfigSchema::Nearest(std::string_view name, const std::string& dashes) const {
   const Entry* best = nullptr;
   size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;
   for (const Entry& entry : entries_) {
     const size_t distance = EditDistance(name, entry.name);
+    if (!entry.refused.empty()) continue;
     if (distance < best_distance) {
       best = &entry;
       best_distance = distance;
     }
   }
-  return best != nullptr ? " (did you mean " + best->name + "?)" : " (--help lists the accepted ones)";
+  return best != nullptr ? " (did you mean " + dashes + best->name + "?)" : " (--help lists the accepted ones)";
 }
 
 std::string ConfigSchema::Help() const {
   std::string text = program_ + ": " + summary_ + "\n\nusage: " + program_ + " [flags]\n\n";
+  std::string forwarded_to;
   for (const Entry& entry : entries_) {
+    if (!entry.forwarded_to.empty()) {
+      if (std::exchange(forwarded_to, entry.forwarded_to) == entry.forwarded_to) continue;
+      text += "  --" + entry.name.substr(0, entry.name.find('-')) + "-FLAG\n      FLAG of " + forwarded_to + ", which " +
+              forwarded_to + " --help lists\n";
+      continue;
+    }
     text += "  --" + (entry.is_bool ? "[no-]" + entry.name : entry.name + "=" + entry.kind);
     const std::string value = entry.default_text.empty() ? entry.show() : entry.default_text;
     text += "\n      " + entry.help;

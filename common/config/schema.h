@@ -11,7 +11,7 @@
 //   if (parsed.help) { puts(schema.Help().c_str()); return 0; }
 
 #include <functional>
-#include <initializer_list>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +32,14 @@ Validator<T> Range(T least, T most);
 Validator<std::string> OneOf(std::vector<std::string> words);
 /// Refuses "".
 Validator<std::string> NotEmpty();
+/// Refuses what is shorter.
+Validator<Duration> AtLeastMilliseconds(int64_t least);
+/// Accepts "" beside what `valid` accepts.
+Validator<std::string> OrEmpty(Validator<std::string> valid);
+/// Accepts what a server can be told to listen on, form only: host:port or unix:path.
+Validator<std::string> ListenForm();
+/// host:port alone.
+Validator<std::string> HostPortForm();
 
 struct ParsedArgs {
   std::vector<std::string> positional;  ///< in order; everything after "--" too
@@ -44,6 +52,8 @@ struct ParsedArgs {
 class ConfigSchema {
  public:
   ConfigSchema(std::string program, std::string summary);
+  ConfigSchema(const ConfigSchema&) = delete;  // its entries point into it
+  ConfigSchema& operator=(const ConfigSchema&) = delete;
 
   /// `name` in lower case with '-'; `field` holds the default and must outlive Parse. Two of one name: CHECK.
   void Add(const std::string& name, std::string* field, const std::string& help,
@@ -57,6 +67,12 @@ class ConfigSchema {
   /// Whole or fractional milliseconds, >= 0. The name should end in -ms.
   void AddMilliseconds(const std::string& name, Duration* field, const std::string& help,
                        Validator<Duration> valid = {});
+
+  /// Takes the flags of another program as --PREFIX-NAME: `inner` checks and keeps their values, `given` gets those
+  /// that were given, by NAME. `refused`: names that are not taken, and why. `inner` gets no more flags afterwards
+  /// and outlives Parse.
+  void Forward(const std::string& prefix, ConfigSchema& inner, std::map<std::string, std::string>* given,
+               const std::map<std::string, std::string>& refused);
 
   /// For relations between fields; run last, in order, when everything else was right.
   void Check(std::function<Status()> check);
@@ -83,6 +99,8 @@ class ConfigSchema {
     std::string name, kind, help, default_text;
     bool is_bool = false, is_list = false, required = false;
     bool from_flag = false, from_file = false;
+    std::string refused;        // not taken: why
+    std::string forwarded_to;   // the program whose help says more
     std::function<Status(const std::string&)> set;  // of one text
     std::function<std::string()> show;
   };
@@ -96,7 +114,7 @@ class ConfigSchema {
   Status ReadFlag(const std::vector<std::string>& words, size_t* at, std::vector<FlagValue>* flags);
   Status ReadFile(const std::string& path);
   Status Set(Entry* entry, const std::string& value, const std::string& where);
-  std::string Nearest(std::string_view name) const;
+  std::string Nearest(std::string_view name, const std::string& dashes) const;
 
   std::string program_, summary_, config_file_;
   std::vector<Entry> entries_;

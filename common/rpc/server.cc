@@ -2,13 +2,15 @@
 
 #include <netdb.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cerrno>
 #include <cstring>
 
+#include "common/base/address.h"
 #include "common/base/check.h"
 #include "grpc/grpc.h"
 #include "grpcpp/security/server_credentials.h"
@@ -24,7 +26,24 @@ constexpr int kAcceptorsPerMethod = 4;
 // could lose it.
 constexpr Duration kLastWords = std::chrono::milliseconds(200);
 
-bool IsUnix(const std::string& address) { return address.starts_with("unix:"); }
+/// gRPC would replace a socket file that is there, so this does not bind: it looks for what would keep gRPC from it.
+Status ProbeSocketFile(const std::string& path) {
+  constexpr size_t kMaxPath = sizeof(sockaddr_un::sun_path) - 1;
+  if (path.size() > kMaxPath)
+    return InvalidArgument("the path has " + std::to_string(path.size()) + " bytes, wanted at most " +
+                           std::to_string(kMaxPath));
+  const size_t slash = path.rfind('/');
+  const std::string directory = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+  struct stat found{};
+  if (stat(directory.c_str(), &found) != 0)
+    return Unavailable("directory " + directory + ": " + std::strerror(errno) + "; create it first");
+  if (!S_ISDIR(found.st_mode)) return Unavailable(directory + " is no directory");
+  if (access(directory.c_str(), W_OK | X_OK) != 0)
+    return Unavailable("directory " + directory + ": " + std::strerror(errno));
+  if (lstat(path.c_str(), &found) == 0 && !S_ISSOCK(found.st_mode))
+    return Unavailable(path + " is there and is no socket; remove it or take another name");
+  return OkStatus();
+}
 
 }  // namespace
 
@@ -78,30 +97,26 @@ StatusOr<int> Server::Start() {
   for (const Method& method : methods_) {
     for (int i = 0; i < kAcceptorsPerMethod; ++i) method.loop->Spawn(method.acceptor(), "acceptor");
   }
-  if (IsUnix(options_.listen)) port_ = 0;  // gRPC says 1
+  if (ParseListenAddress(options_.listen)->is_unix()) port_ = 0;  // gRPC says 1
   return port_;
 }
 
 // gRPC only logs why it cannot listen, so the address is tried first for the system's reason.
 Status Server::ProbeAddress() const {
-  if (IsUnix(options_.listen)) return OkStatus();
-  const std::string what = "cannot listen on " + options_.listen + ": ";
-  const size_t colon = options_.listen.rfind(':');
-  if (colon == std::string::npos) return InvalidArgument(what + "expected host:port or unix:path");
-  std::string host = options_.listen.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  const std::string port = options_.listen.substr(colon + 1);
-  if (host.empty() || port.empty()) return InvalidArgument(what + "expected host:port or unix:path");
-  int number = 0;  // the system would take it modulo 65536
-  const auto [end, wrong] = std::from_chars(port.data(), port.data() + port.size(), number);
-  if (wrong != std::errc() || end != port.data() + port.size() || number < 0 || number > 65535)
-    return InvalidArgument(what + "the port is \"" + port + "\", wanted 0 to 65535");
+  const std::string what = "cannot listen on " + options_.listen;
+  const StatusOr<ListenAddress> address = ParseListenAddress(options_.listen);
+  if (!address.ok()) return Annotate(address.status(), what);
+  if (address->is_unix()) {
+    const Status usable = ProbeSocketFile(address->path);
+    return usable.ok() ? usable : Annotate(usable, what);
+  }
+  const std::string port = std::to_string(address->port);
   addrinfo hints{};
   hints.ai_flags = AI_PASSIVE;
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  if (const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found); error != 0) {
-    return InvalidArgument(what + gai_strerror(error));
+  if (const int error = getaddrinfo(address->host.c_str(), port.c_str(), &hints, &found); error != 0) {
+    return InvalidArgument(what + ": " + gai_strerror(error));
   }
   const int fd = socket(found->ai_family, found->ai_socktype | SOCK_CLOEXEC, found->ai_protocol);
   const int on = 1;  // as gRPC: connections of a former server that linger do not count
@@ -110,7 +125,7 @@ Status Server::ProbeAddress() const {
   const int error = errno;
   if (fd >= 0) close(fd);
   freeaddrinfo(found);
-  return usable ? OkStatus() : Unavailable(what + std::strerror(error));
+  return usable ? OkStatus() : Unavailable(what + ": " + std::strerror(error));
 }
 
 void Server::Shutdown(Duration grace) {

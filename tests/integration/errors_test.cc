@@ -41,7 +41,7 @@ TEST(CommandLine, EachMistakeIsNamed) {
   const LineCase cases[] = {
       {{"cachalot"}, kUsage, {"usage: cachalot COMMAND"}},
       {{"cachalot", "generat"}, kUsage, {"unknown command \"generat\""}},
-      {with({"--idz", "1"}), kUsage, {"unknown flag --idz (did you mean ids?)"}},
+      {with({"--idz", "1"}), kUsage, {"unknown flag --idz (did you mean --ids?)"}},
       {with({"--ids", "1", "--ids", "2"}), kUsage, {"--ids is given twice"}},
       {with({"--ids", "1,", "2"}), kUsage, {"unexpected argument \"2\""}},
       {with({"--ids"}), kUsage, {"--ids needs a value (text)"}},
@@ -86,7 +86,13 @@ TEST(CommandLine, EachMistakeIsNamed) {
       {{"cachalot", "serve", "--model", nowhere, "--listen", "127.0.0.1:0"}, kFailed, {nowhere}},
       {{"cachalot", "serve", "--model", tiny, "--listen", "nonsense"},
        kUsage,
-       {"nonsense: expected host:port"}},
+       {"--listen: expected host:port or unix:path, got \"nonsense\""}},
+      {{"cachalot", "serve", "--model", tiny, "--listen", "127.0.0.1:99999"},
+       kUsage,
+       {"--listen: the port is \"99999\", wanted 0 to 65535"}},
+      {{"cachalot-decode", "--model", tiny, "--experts", "local", "--metrics-listen", "9090"},
+       kUsage,
+       {"--metrics-listen: expected host:port with a port of 0 to 65535, got \"9090\""}},
       {{"cachalot", "serve", "--model", tiny, "--log-level", "loud"}, kUsage, {"--log-level", "got 'loud'"}},
       {{"cachalot", "up", "--model", tiny, "--expert-shards", "3"}, kUsage, {"wanted 0, 1, 2, 4 or 8"}},
       {{"cachalot", "up", "--model", nowhere}, kFailed, {nowhere, "exited with code 1 before it was ready"}},
@@ -114,7 +120,13 @@ TEST(CommandLine, EachMistakeIsNamed) {
        {"DNS server \"nowhere\": wanted IP:PORT"}},
       {{"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1", "--dns-interval-ms", "1"},
        kUsage,
-       {"--dns-interval-ms: expected 10 or more"}},
+       {"--dns-interval-ms: expected 10 or more, got 1"}},
+      {{"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1", "--max-requests", "0"},
+       kUsage,
+       {"--max-requests: expected 1 to 4294967296, got 0"}},
+      {{"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1", "--placement-wait-ms", "0"},
+       kUsage,
+       {"--placement-wait-ms: expected 1 or more, got 0"}},
       {{"cachalot", "generate", "--router", "127.0.0.1:1,127.0.0.1:2", "--ids", "1"},
        kFailed,
        {"no router answers: 127.0.0.1:1: ", "; 127.0.0.1:2: "}},
@@ -126,6 +138,30 @@ TEST(CommandLine, EachMistakeIsNamed) {
     ExpectFails(line.argv, line.exit, line.says);
   }
   EXPECT_THAT(RunningWith(nowhere), IsEmpty());
+}
+
+TEST(CommandLine, CheckConfigSaysWhetherItIsValidAndServesNothing) {
+  const std::string nowhere = Programs() / "nowhere";  // no weights are looked for
+  const Words lines[] = {{"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1"},
+                         {"cachalot-prefill", "--model", nowhere, "--experts", "local"},
+                         {"cachalot-decode", "--model", nowhere, "--experts", "dns:experts:1"},
+                         {"cachalot-expert", "--model", nowhere, "--shard", "7/8"},
+                         {"cachalot", "serve", "--model", nowhere},
+                         {"cachalot", "up", "--model", nowhere, "--router-max-requests", "5"}};
+  for (Words argv : lines) {
+    SCOPED_TRACE(argv[0] + " " + argv[1]);
+    argv.push_back("--check-config");
+    Programs programs;
+    const Ended valid = programs.Run(argv);
+    EXPECT_EQ(valid.exit.ToString(), ChildExit{}.ToString()) << valid.err;
+    EXPECT_EQ(valid.out, "configuration is valid\n");
+    EXPECT_EQ(valid.err, "");
+    argv.insert(argv.end(), {"--log-level", "loud"});
+    ExpectFails(argv, kUsage, {"--log-level: expected one of debug,info,warning,error, got 'loud'"});
+  }
+  ExpectFails({"cachalot-expert", "--model", nowhere, "--shard", "8/8", "--check-config"}, kUsage, {"--shard: "});
+  ExpectFails({"cachalot-decode", "--model", nowhere, "--experts", "local,a:1", "--check-config"}, kUsage,
+              {"--experts: local stands alone"});
 }
 
 /// A port of loopback that this process listens on.
@@ -169,6 +205,46 @@ TEST(Port, InUseEndsEveryServer) {
   ExpectFails({"cachalot", "up", "--model", tiny, "--grpc-port", held.port()}, kFailed,
               {held.address() + ": Address already in use", "cachalot-router exited with code 1"});
   EXPECT_THAT(RunningWith(held.address()), IsEmpty());
+}
+
+TEST(SocketFile, ThatCannotBeMadeEndsEveryServer) {
+  const std::string tiny = TinyCheckpoint();
+  const Programs folder;
+  WriteText(folder / "file", "");
+  const std::string missing = folder / "missing", file = folder / "file", long_name(200, 'x');
+  const struct {
+    std::string path;
+    int exit;
+    Words says;
+  } cases[] = {
+      {missing + "/x", kFailed, {"cannot listen on unix:" + missing + "/x: directory " + missing + ": No such file"}},
+      {file + "/x", kFailed, {"cannot listen on unix:" + file + "/x: " + file + " is no directory"}},
+      {file, kFailed, {"cannot listen on unix:" + file + ": " + file + " is there and is no socket"}},
+      {"/tmp/" + long_name, kUsage, {"the path has 205 bytes, wanted at most 107"}},
+  };
+  const Words servers[] = {{"cachalot", "serve", "--model", tiny},
+                           {"cachalot-prefill", "--model", tiny, "--experts", "local"},
+                           {"cachalot-decode", "--model", tiny, "--experts", "local"},
+                           {"cachalot-expert", "--model", tiny, "--shard", "0/1"},
+                           {"cachalot-router", "--prefill", "127.0.0.1:1", "--decode", "127.0.0.1:1"}};
+  for (const auto& wrong : cases)
+    for (Words argv : servers) {
+      SCOPED_TRACE(argv[0] + " unix:" + wrong.path);
+      argv.insert(argv.end(), {"--listen", "unix:" + wrong.path});
+      ExpectFails(argv, wrong.exit, wrong.says);
+    }
+}
+
+TEST(SocketFile, ServesAndIsNamedByTheReadyLine) {
+  Programs programs;
+  const std::string address = "unix:" + (programs / "socket");
+  const auto expert = programs.Start({"cachalot-expert", "--model", TinyCheckpoint(), "--listen", address});
+  const auto ready = expert->WaitReady(std::chrono::steady_clock::now() + kSettled);
+  ASSERT_TRUE(ready.ok()) << ready.status() << ReadText(programs.log());
+  EXPECT_EQ(*ready, address);
+  EXPECT_TRUE(ProcessCluster::Describe(*ready).ok());
+  expert->Signal(SIGTERM);
+  EXPECT_EQ(programs.End(*expert).exit.code, 0);
 }
 
 // --- A full disk ---

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "common/base/address.h"
 #include "common/base/bytes.h"
 #include "common/base/ids.h"
 #include "common/base/status.h"
@@ -58,6 +59,29 @@ TEST(DType, DecodesTheGoldenValues) {  // spec 12.4
   EXPECT_EQ(kE2M1ToFloat[15], -6.f);
   EXPECT_EQ(F16ToFloat(0x3C00), 1.f);
   EXPECT_EQ(F16ToFloat(0x0001), std::ldexp(1.f, -24));
+}
+
+TEST(ListenAddress, IsHostAndPortOrAPath) {
+  const auto v4 = ParseListenAddress("127.0.0.1:8000");
+  ASSERT_TRUE(v4.ok()) << v4.status();
+  EXPECT_EQ(v4->host, "127.0.0.1");
+  EXPECT_EQ(v4->port, 8000);
+  EXPECT_FALSE(v4->is_unix());
+  EXPECT_EQ(ParseListenAddress("[::1]:0")->host, "::1");
+  EXPECT_EQ(ParseListenAddress("unix:/run/x")->path, "/run/x");
+  EXPECT_EQ(ParseListenAddress("unix:///run/x")->path, "/run/x");
+  EXPECT_EQ(ParseListenAddress("unix:x")->path, "x");
+  for (const char* wrong : {"", ":", "host", "host:", ":80", "host:-1", "host:65536", "host:8o", "host:80 ", "::1:80",
+                            "unix:", "unix://", "http://host:80"}) {
+    const Status status = ParseListenAddress(wrong).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << wrong;
+  }
+}
+
+TEST(ListenAddress, BoundOnesNameThePort) {
+  EXPECT_EQ(BoundAddress("127.0.0.1:0", 7), "127.0.0.1:7");
+  EXPECT_EQ(BoundAddress("[::1]:0", 7), "[::1]:7");
+  EXPECT_EQ(BoundAddress("unix:/run/x", 0), "unix:/run/x");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -102,7 +103,7 @@ TEST_F(SchemaTest, RefusesBadFlagsByName) {
     std::vector<std::string> words;
     const char *name, *accepted;
   } cases[] = {
-      {{"--max-bach=3"}, "--max-bach", "did you mean max-batch?"},
+      {{"--max-bach=3"}, "--max-bach", "(did you mean --max-batch?)"},
       {{"--zzzzzzzzzz=3"}, "--zzzzzzzzzz", "--help"},
       {{"-x"}, "-x", "begin with --"},
       {{"--max-batch"}, "--max-batch", "needs a value (integer)"},
@@ -138,7 +139,7 @@ TEST_F(SchemaTest, RefusesBadFilesByKey) {
   const struct {
     const char *yaml, *name, *accepted;
   } cases[] = {
-      {"max_bach: 3\n", "max-bach", "did you mean max-batch?"},
+      {"max_bach: 3\n", "max-bach", "(did you mean max-batch?)"},
       {"max_batch: many\n", "max_batch", "an integer"},
       {"max_batch: [1]\n", "max_batch", "one value"},
       {"max_batch: {a: 1}\n", "max_batch", "one value"},
@@ -168,6 +169,69 @@ TEST_F(SchemaTest, ChecksRelationsAndWhatIsRequired) {
   EXPECT_THAT(StatusMessage(Parse({}).status()), HasSubstr("--experts is required"));
   EXPECT_THAT(StatusMessage(Parse({"--experts=a"}).status()), HasSubstr("must not exceed --blocks"));
   EXPECT_TRUE(Parse({"--experts=a", "--blocks=100"}).ok());
+}
+
+/// A program that starts another one with flags of its own and of its user.
+class ForwardTest : public testing::Test {
+ protected:
+  ForwardTest() {
+    inner_.Add("max-batch", &batch_, "sequences per step", Range(1, 4096));
+    inner_.Add("draft", &draft_, "speculate");
+    inner_.Add("experts", &experts_, "expert services");
+    inner_.Add("listen", &listen_, "host:port");
+    inner_.Require("listen");  // the other program's business
+    outer_.Add("decode", &workers_, "how many workers");
+    outer_.Forward("decode", inner_, &given_, {{"listen", "each gets a port of its own"}, {"config", "not here"}});
+  }
+
+  int batch_ = 1, workers_ = 1;
+  bool draft_ = true;
+  std::string listen_;
+  std::vector<std::string> experts_;
+  std::map<std::string, std::string> given_;
+  ConfigSchema inner_{"cachalot-decode", "Decodes."}, outer_{"cachalot up", "Starts."};
+};
+
+TEST_F(ForwardTest, CollectsWhatIsGiven) {
+  ASSERT_TRUE(outer_.Parse({"--decode-max-batch", "7", "--decode=2", "--no-decode-draft", "--decode-experts=a:1,b:2"}).ok());
+  EXPECT_EQ(workers_, 2);
+  EXPECT_EQ(batch_, 7);
+  EXPECT_FALSE(draft_);
+  EXPECT_THAT(given_, ElementsAre(testing::Pair("draft", "false"), testing::Pair("experts", "a:1,b:2"),
+                                  testing::Pair("max-batch", "7")));
+}
+
+TEST_F(ForwardTest, FlagsWinOverTheFile) {
+  const std::string path = testing::TempDir() + "forward_test.yaml";
+  std::ofstream(path) << "decode_max_batch: 3\ndecode-experts: [a:1, b:2]\n";
+  ASSERT_TRUE(outer_.Parse({"--config", path, "--decode-max-batch=4"}).ok());
+  EXPECT_THAT(given_, ElementsAre(testing::Pair("experts", "a:1,b:2"), testing::Pair("max-batch", "4")));
+  std::ofstream(path) << "decode_listen: a:1\n";
+  EXPECT_THAT(StatusMessage(outer_.Parse({"--config", path}).status()), HasSubstr("decode_listen: each gets a port"));
+  std::remove(path.c_str());
+}
+
+TEST_F(ForwardTest, NamesFlagsAsTheyWereWritten) {
+  const struct {
+    std::vector<std::string> words;
+    const char* says;
+  } cases[] = {
+      {{"--decode-max-batc=1"}, "unknown flag --decode-max-batc (did you mean --decode-max-batch?)"},
+      {{"--decode-max-batch=0"}, "--decode-max-batch: expected 1 to 4096, got 0"},
+      {{"--decode-max-batch"}, "--decode-max-batch needs a value (integer)"},
+      {{"--decode-max-batch=1", "--decode-max-batch=1"}, "--decode-max-batch is given twice"},
+      {{"--decode-listen=a:1"}, "--decode-listen: each gets a port of its own"},
+      {{"--decode-listen"}, "--decode-listen: each gets a port of its own"},
+      {{"--decode-config=x"}, "--decode-config: not here"},
+      {{"--decode-lister=x"}, "unknown flag --decode-lister"},
+  };
+  for (const auto& bad : cases) EXPECT_THAT(StatusMessage(outer_.Parse(bad.words).status()), HasSubstr(bad.says));
+  EXPECT_THAT(StatusMessage(outer_.Parse({"--decode-liste=x"}).status()), testing::Not(HasSubstr("decode-listen?")));
+}
+
+TEST_F(ForwardTest, HelpPointsToTheOtherProgram) {
+  EXPECT_THAT(outer_.Help(), AllOf(HasSubstr("--decode-FLAG\n      FLAG of cachalot-decode, which cachalot-decode --help lists\n"),
+                                   testing::Not(HasSubstr("max-batch"))));
 }
 
 TEST_F(SchemaTest, HelpListsEverythingWithTheDefaults) {

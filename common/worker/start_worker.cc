@@ -1,0 +1,33 @@
+#include "common/worker/start_worker.h"
+
+#include "common/cluster/assets.h"
+#include "common/moe/connect_experts.h"
+
+namespace cachalot {
+
+StatusOr<std::unique_ptr<LoadedWorker>> LoadWorker(const WorkerConfig& config) {
+  auto loaded = std::make_unique<LoadedWorker>();
+  ASSIGN_OR_RETURN(loaded->kernels, kernels::SelectKernels(config.kernels, config.mode));
+  ASSIGN_OR_RETURN(loaded->weights, ModelWeights::Load(config.model, config.local_experts()
+                                                                         ? WeightSelection::All()
+                                                                         : WeightSelection::DenseOnly()));
+  ASSIGN_OR_RETURN(loaded->assets, ReadModelAssets(config.model));
+  ASSIGN_OR_RETURN(loaded->metrics_server, MetricsServer::Start(config.metrics_listen, loaded->registry));
+  return loaded;
+}
+
+std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop*)> ExpertsElsewhere(const WorkerConfig& config,
+                                                                                     const v1::Compat& compat,
+                                                                                     int n_routed_experts,
+                                                                                     const RoleProcess& process) {
+  return [&config, &compat, n_routed_experts, &process](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
+    ConnectExpertsOptions options;
+    options.give_up = [&process] { return process.stopping(); };
+    options.dns_servers = config.dns_server;
+    ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> experts,
+                     ConnectExperts(config.experts, loop, compat, n_routed_experts, options));
+    return experts;
+  };
+}
+
+}  // namespace cachalot
