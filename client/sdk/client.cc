@@ -36,7 +36,8 @@ Status Anywhere(Routers& routers, WallClock::duration at_most, const Call& call)
     Router& router = routers[(first + i) % routers.size()];
     grpc::ClientContext context;
     context.set_deadline(WallClock::now() + at_most);
-    Status status = FromGrpc(call(router, &context));
+    const grpc::Status ended = call(router, &context);
+    Status status = FromGrpc(ended, context);
     if (status.ok()) routers.Prefer((first + i) % routers.size());
     if (status.code != grpc::StatusCode::UNAVAILABLE) return status;
     failures.Add(router.address, status);

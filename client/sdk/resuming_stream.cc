@@ -157,7 +157,7 @@ class ResumingStream final : public TokenStream {
     const int choice = part.choice;
     const size_t router = part.router;
     const int failures = part.failures + 1;
-    Status status = FromGrpc(part.status);
+    Status status = FromGrpc(part.status, part.context);
     if (!part.refusal.ok()) status = part.refusal;
     const std::vector<int> missing = state_.Missing(choice);
     if (status.ok() && !missing.empty() && !state_.finished())

@@ -26,7 +26,17 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
+// As in common/rpc/error_map.h, of which a client knows nothing.
+constexpr char kChosenByRouter[] = "cachalot-error";
+
 }  // namespace
+
+Status FromGrpc(const grpc::Status& status, const grpc::ClientContext& call) {
+  const bool ambiguous =
+      status.error_code() == grpc::StatusCode::UNKNOWN || status.error_code() == grpc::StatusCode::INTERNAL;
+  const bool broke = ambiguous && !call.GetServerTrailingMetadata().contains(kChosenByRouter);
+  return {static_cast<int>(broke ? grpc::StatusCode::UNAVAILABLE : status.error_code()), status.error_message()};
+}
 
 Routers::Routers(const std::string& list, const ClientOptions& options) : options_(options) {
   for (size_t at = 0; at <= list.size();) {

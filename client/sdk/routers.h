@@ -51,10 +51,8 @@ class Failures {
   int attempts_ = 0;
 };
 
-inline Status FromGrpc(const grpc::Status& status) {
-  // No router says UNKNOWN: it is gRPC's word for a connection that broke within a frame.
-  const bool broke = status.error_code() == grpc::StatusCode::UNKNOWN;
-  return {static_cast<int>(broke ? grpc::StatusCode::UNAVAILABLE : status.error_code()), status.error_message()};
-}
+/// How `call` ended. UNKNOWN and INTERNAL that the router did not choose (it marks its errors in the trailers) are gRPC's
+/// words for a link that broke within a frame and for bytes that are no message: UNAVAILABLE.
+Status FromGrpc(const grpc::Status& status, const grpc::ClientContext& call);
 
 }  // namespace cachalot::client

@@ -27,6 +27,7 @@ class FakeRouter final : public v1::Inference::Service {
   struct Death {
     int messages = 1 << 30;
     grpc::Status status = {grpc::StatusCode::UNAVAILABLE, "killed by the script"};
+    bool chosen = true;  // by the router, which marks it; false: as gRPC says of a link
   };
 
   explicit FakeRouter(uint64_t drawn_seed, std::string compat = "w")
@@ -102,7 +103,7 @@ class FakeRouter final : public v1::Inference::Service {
     return messages;
   }
 
-  grpc::Status Generate(grpc::ServerContext*, const v1::GenerateRequest* request, Writer* writer) override {
+  grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request, Writer* writer) override {
     Death fate;
     {
       std::lock_guard lock(mutex_);
@@ -110,7 +111,10 @@ class FakeRouter final : public v1::Inference::Service {
       requests_.push_back(*request);
     }
     for (const v1::GenerateResponse& message : Script(*request)) {
-      if (fate.messages-- <= 0) return fate.status;
+      if (fate.messages-- <= 0) {
+        if (fate.chosen && !fate.status.ok()) context->AddTrailingMetadata("cachalot-error", "1");
+        return fate.status;
+      }
       if (!writer->Write(message)) return grpc::Status::CANCELLED;
     }
     return grpc::Status::OK;

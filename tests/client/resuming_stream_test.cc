@@ -218,7 +218,8 @@ TEST(ResumingStream, GivesUpNamingEveryRouter) {
 
 TEST(ResumingStream, ErrorsOfTheRequestAreNotTriedElsewhere) {
   for (const auto code : {grpc::StatusCode::INVALID_ARGUMENT, grpc::StatusCode::OUT_OF_RANGE,
-                          grpc::StatusCode::RESOURCE_EXHAUSTED, grpc::StatusCode::INTERNAL}) {
+                          grpc::StatusCode::RESOURCE_EXHAUSTED, grpc::StatusCode::INTERNAL,
+                          grpc::StatusCode::UNKNOWN}) {
     FakeRouter a(1), b(2);
     a.death = [&](int) { return FakeRouter::Death{0, {code, "no"}}; };
     Client client(a.address() + "," + b.address());
@@ -226,6 +227,38 @@ TEST(ResumingStream, ErrorsOfTheRequestAreNotTriedElsewhere) {
     const Seen seen = Collect(*stream);
     EXPECT_EQ(seen.status.code, code);
     EXPECT_EQ(seen.status.message, "no");
+    EXPECT_TRUE(b.requests().empty());
+  }
+}
+
+TEST(ResumingStream, WhatTheRouterDidNotChooseIsABrokenLink) {
+  for (const auto code : {grpc::StatusCode::INTERNAL, grpc::StatusCode::UNKNOWN})
+    for (const int messages : {0, 6}) {
+      SCOPED_TRACE("code " + std::to_string(code) + " after message " + std::to_string(messages));
+      FakeRouter a(100), b(200);
+      a.death = [&](int) { return FakeRouter::Death{messages, {code, "no frame"}, false}; };
+      Client client(a.address() + "," + b.address());
+      const auto stream = client.Generate(RequestOf(1));
+      ExpectWhole(Collect(*stream), 1, {messages == 0 ? 200u : 100u});
+      EXPECT_EQ(b.requests().size(), 1u);
+      // With nobody to go on at, the caller learns that it may try again.
+      Client alone(a.address());
+      const auto broken = alone.Generate(RequestOf(1));
+      const Seen seen = Collect(*broken);
+      EXPECT_EQ(seen.status.code, kUnavailable);
+      EXPECT_EQ(seen.status.message, "no frame");
+    }
+}
+
+TEST(ResumingStream, AnErrorThatTheRouterChoseInTheMiddleEndsTheStream) {
+  for (const auto code : {grpc::StatusCode::INTERNAL, grpc::StatusCode::UNKNOWN}) {
+    FakeRouter a(100), b(200);
+    a.death = [&](int) { return FakeRouter::Death{6, {code, "nan"}}; };
+    Client client(a.address() + "," + b.address());
+    const auto stream = client.Generate(RequestOf(1));
+    const Seen seen = Collect(*stream);
+    EXPECT_EQ(seen.status.code, code);
+    EXPECT_EQ(seen.status.message, "nan");
     EXPECT_TRUE(b.requests().empty());
   }
 }
