@@ -246,7 +246,7 @@ void SessionService::Close(Session& session, uint64_t handle) {
 // ---- what routers hear
 
 void SessionService::Deliver(std::vector<TokenOut> tokens) {
-  std::map<uint64_t, v1::SessionResponse> batches;  // by Session
+  std::map<uint64_t, StepBatches> batches;  // by Session
   std::vector<std::unique_ptr<Lease>> over;
   std::vector<std::pair<const Lease*, Status>> failed;
   size_t sent = 0;
@@ -261,29 +261,23 @@ void SessionService::Deliver(std::vector<TokenOut> tokens) {
     }
     if (token.error.ok()) {
       ++sent;
-      v1::StepBatch& batch = *batches[lease->session].mutable_step();
-      batch.add_handles(lease->handle);
-      batch.add_indices(token.index);
-      batch.add_tokens(token.token);
-      batch.add_finish(ToProto(token.finish));
-      if (token.logprobs) {
-        while (batch.logprobs_size() < batch.tokens_size() - 1) batch.add_logprobs();
-        *batch.add_logprobs() = ToProto(*token.logprobs);
-      }
-      if (options_.debug_logits) batch.add_logits(token.logits.data(), token.logits.size() * sizeof(float));
+      batches.try_emplace(lease->session, options_.step_batch_bytes)
+          .first->second.Add(lease->handle, token, options_.debug_logits);
     } else {
       failed.emplace_back(lease, token.error);
     }
     if (!token.error.ok() || token.finish != FinishReason::kNone) over.push_back(leases_.Release(token.id));
   }
   metrics_.tokens.Add(static_cast<double>(sent));
-  for (auto& [id, response] : batches) {
+  for (auto& [id, step] : batches) {
     const auto session = sessions_.find(id);
     if (session == sessions_.end()) continue;  // broken: nobody hears the tokens of its grace
-    v1::StepBatch& batch = *response.mutable_step();
-    while (batch.logprobs_size() > 0 && batch.logprobs_size() < batch.tokens_size()) batch.add_logprobs();
-    Tell(*session->second, batch.mutable_load());
-    Send(*session->second, std::move(response));
+    for (v1::StepBatch& batch : step.Take()) {
+      v1::SessionResponse response;
+      *response.mutable_step() = std::move(batch);
+      Tell(*session->second, response.mutable_step()->mutable_load());
+      Send(*session->second, std::move(response));
+    }
   }
   for (const auto& [lease, status] : failed) {
     metrics_.failed.Add();

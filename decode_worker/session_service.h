@@ -20,6 +20,7 @@
 #include "common/rpc/server.h"
 #include "decode_worker/lease_table.h"
 #include "decode_worker/metrics.h"
+#include "decode_worker/step_batches.h"
 #include "decode_worker/step_loop.h"
 
 namespace cachalot {
@@ -28,6 +29,7 @@ struct SessionOptions {
   bool debug_logits = false;                            // accept `forced` and `want_logits`
   Duration heartbeat = std::chrono::milliseconds(500);  // sent when nothing else was, and asked of the router
   size_t queue_limit = 16384;  // messages; a sequence's window holds it long before a reader fills this
+  size_t step_batch_bytes = kStepBatchBytes;  // a step with more comes in several messages
   int64_t reserve_ahead =
       256;  // tokens of KV that a lease has at first behind its context, max_tokens at most
 };

@@ -1,5 +1,7 @@
 #include "tests/decode_worker/service_harness.h"
 
+#include <algorithm>
+
 #include "common/base/check.h"
 #include "common/cluster/compat.h"
 #include "common/rpc/error_map.h"
@@ -161,6 +163,7 @@ void TestRouter::Take(const v1::SessionResponse& response, bool acknowledge) {
   }
   if (response.has_preempted()) preempted[response.preempted().handle()] = response.preempted().next_index();
   const v1::StepBatch& step = response.step();
+  largest_step = std::max(largest_step, step.handles_size());
   for (int i = 0; i < step.handles_size(); ++i) {
     const uint64_t handle = step.handles(i);
     EXPECT_EQ(step.indices(i), static_cast<int64_t>(tokens[handle].size()));

@@ -70,6 +70,7 @@ class TestRouter {
   std::map<uint64_t, Status> failed;
   std::map<uint64_t, int64_t> preempted;  // the next index
   std::map<uint64_t, std::vector<std::string>> logits;
+  int largest_step = 0;  // tokens in one message
 
  private:
   void Take(const v1::SessionResponse& response, bool acknowledge);

@@ -242,6 +242,22 @@ TEST_F(SessionTest, DebugLogitsAndForcedTokens) {
   }
 }
 
+TEST_F(SessionTest, AStepInSeveralMessagesIsTheSameStep) {
+  options_.sessions.debug_logits = true;
+  options_.sessions.step_batch_bytes = 1;
+  Start();
+  auto state = engine_.OracleState();
+  state.want_logits = true;
+  const auto router = GreetedRouter();
+  for (const uint64_t handle : {1, 2}) Run(*router, handle, state);
+  for (const uint64_t handle : {1, 2}) {
+    EXPECT_TRUE(router->ReadTokens(handle, state.params.max_tokens));
+    EXPECT_EQ(router->tokens[handle], engine_.oracle().greedy_tokens);
+    EXPECT_EQ(router->logits[handle].size(), state.params.max_tokens - 1u);
+  }
+  EXPECT_EQ(router->largest_step, 1);
+}
+
 TEST_F(SessionTest, DrainingFinishesWhatRunsAndTakesNothingNew) {
   Start();
   const auto router = GreetedRouter();
