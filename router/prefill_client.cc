@@ -33,6 +33,7 @@ struct PrefillClient::Running {
   rpc::ClientReader<v1::PrefillEvent>* stream = nullptr;
   TimePoint last_heard;
   bool silent = false;
+  bool taken = false;      // the worker has said something of it
   bool abandoned = false;  // the flow does not want to hear of it any more
 
   static void Push(const std::shared_ptr<Running>& running, const v1::PrefillEvent& event) {
@@ -42,6 +43,7 @@ struct PrefillClient::Running {
     FlowEvent failed;
     failed.kind = Kind::kPrefillFailed;
     failed.error = std::move(status);
+    failed.untaken = !taken && !silent;
     Deliver(std::move(failed));
   }
 
@@ -205,6 +207,7 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
     v1::PrefillEvent event;
     while (co_await stream.Read(&event)) {
       running->last_heard = loop->Now();
+      running->taken = true;
       complete |= event.has_committed() || event.first_token().finish() != v1::STEP_FINISH_NONE;
       Running::Push(running, event);
       co_await AwaitReader(loop, running.get());

@@ -7,6 +7,7 @@
 
 #include "common/base/log.h"
 #include "common/rpc/error_map.h"
+#include "router/retry_budget.h"
 
 namespace cachalot {
 namespace {
@@ -44,6 +45,7 @@ class Request {
         siblings_(siblings),
         generation_(context->generation),
         queue_(std::make_shared<FlowQueue>(context->loop)),
+        pairs_(context->options.max_pairs, context->options.resume_wait),
         output_(state_.emitted),
         patience_(context->options.resume_patience) {
     ++context_->running;
@@ -55,14 +57,11 @@ class Request {
   FlowQueue& queue() { return *queue_; }
 
   rpc::Task<StatusOr<FlowResult>> Run() {
-    for (int pair = 1;;) {
+    for (;;) {
       const Status status = co_await RunPair();
       if (status.ok()) co_return FlowResult{finish_, NextIndex(), cached_.value_or(0)};
       if (GoesToTheLine(status) || TooLargeForThis(status)) continue;
-      // Another pair can go on only if this one died under the request; debugging runs are not resumed.
-      const bool again = pair++ < context_->options.max_pairs && rpc::IsRetryable(status) && !over_ &&
-                         !state_.want_logits && context_->loop->Now() < deadline_;
-      if (!again) co_return status;
+      if (!AnotherPair(status)) co_return status;
       LogWarning(Tag() + "attempt on another pair of workers: " + StatusMessage(status));
       if (granted_) {
         ++context_->counters.decode_failovers;
@@ -77,6 +76,17 @@ class Request {
   int64_t NextIndex() const { return static_cast<int64_t>(output_.size()); }
   /// The first token of this pair is the prefill worker's to send; the decode worker goes on behind it.
   bool FirstTokenMissing() const { return output_.size() == state_.emitted.size(); }
+
+  /// Another pair can go on only if this one died under the request; debugging runs are not resumed.
+  bool AnotherPair(const Status& status) {
+    const TimePoint now = context_->loop->Now();
+    if (over_ || state_.want_logits || !rpc::IsRetryable(status) || now >= deadline_) return false;
+    // What a client has seen accepted outlives the only worker's restart.
+    const bool nobody = resumed_ && !granted_ && status.code() == StatusCode::kUnavailable;
+    const bool again = pairs_.Failed(now, nobody);
+    not_before_ = std::max(now + kLookAround, pairs_.not_before());  // if it is in the line: not at once
+    return again;
+  }
 
   /// A request that the client has seen accepted does not end for want of KV or of a place in a queue: it
   /// waits. True when the line is where it goes on.
@@ -95,9 +105,9 @@ class Request {
       if (over_) return false;
       backoff_ = std::clamp<Duration>(2 * backoff_, kLookAround, kMaxBackoff);
     } else {
-      not_before_ = now + kLookAround;  // if it is in the line: not at once
       return false;
     }
+    pairs_.Met();
     not_before_ = now + backoff_;
     if (!place_) {
       place_.emplace(&context_->line);
@@ -137,7 +147,9 @@ class Request {
     if (place_) {
       decode = co_await AwaitRoom();
     } else {
-      decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens());
+      const TimePoint now = context_->loop->Now();
+      const TimePoint end = resumed_ ? pairs_.end(now) : now + context_->options.placement_wait;
+      decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens(), end, pairs_.not_before());
     }
     CO_RETURN_IF_ERROR(decode.status());
     CO_RETURN_IF_ERROR(SameModel());
@@ -171,10 +183,13 @@ class Request {
     std::set<size_t> tried_prefill;
     Status refusal;
     int aborted = 0;
+    RetryBudget attempts(context_->options.max_prefill_attempts, context_->options.resume_wait);
     for (attempt_ = 1;; ++attempt_) {
       StatusOr<Placement> prefill = BesideSiblings(tried_prefill);
       const bool beside = prefill.ok();
-      if (!beside) prefill = co_await Choose(*context_->prefill, tried_prefill, prompt_tokens);
+      if (!beside)
+        prefill = co_await Choose(*context_->prefill, tried_prefill, prompt_tokens,
+                                  attempts.end(context_->loop->Now()), attempts.not_before());
       if (decode_running_) {  // the attempt before had committed after all: nothing is left to prefill
         if (FirstTokenMissing()) co_return LostFirstToken();
         Status status = co_await Follow();
@@ -201,24 +216,26 @@ class Request {
       // out cannot be taken back.
       aborted += status.code() == StatusCode::kAborted;
       const bool too_large = status.code() == StatusCode::kOutOfRange;  // another prefill worker may be larger
-      const bool again = (rpc::IsRetryable(status) || too_large) && aborted < 2 && !over_ && !state_.want_logits &&
-                         static_cast<int>(attempt_) < context_->options.max_prefill_attempts;
-      if (!again) co_return status;
+      const bool again = (rpc::IsRetryable(status) || too_large) && aborted < 2 && !over_ && !state_.want_logits;
+      const bool nobody = prefill_untaken_ && status.code() == StatusCode::kUnavailable;
+      if (!again || !attempts.Failed(context_->loop->Now(), nobody)) co_return status;
       if (status.code() == StatusCode::kResourceExhausted || too_large) refusal = status;
       ++context_->counters.prefill_retries;
     }
   }
 
-  /// A usable worker, or after placement_wait why there is none. Ends early when it turns out that the decode
-  /// worker runs.
+  /// A usable worker, one of `tried` not before `again`; at `end` why there is none. Ends early when it turns
+  /// out that the decode worker runs.
   template <typename Pool>
-  rpc::Task<StatusOr<Placement>> Choose(Pool& pool, const std::set<size_t>& tried, int64_t kv_tokens) {
-    const TimePoint end = std::min(deadline_, context_->loop->Now() + context_->options.placement_wait);
+  rpc::Task<StatusOr<Placement>> Choose(Pool& pool, const std::set<size_t>& tried, int64_t kv_tokens,
+                                        TimePoint end, TimePoint again) {
+    end = std::min(deadline_, end);
     for (;;) {
       StatusOr<Placement> placement = pool.Choose(tried, kv_tokens);
-      if (placement.ok() || decode_running_) co_return placement;
       const TimePoint now = context_->loop->Now();
-      if (now >= end) {
+      const bool early = placement.ok() && now < std::min(again, deadline_) && tried.contains(placement->worker);
+      if ((placement.ok() && !early) || decode_running_) co_return placement;
+      if (now >= end && !early) {
         over_ = true;
         if (now < deadline_) co_return placement;
         co_return DeadlineExceeded("the request's deadline passed while waiting for a worker: " +
@@ -229,7 +246,7 @@ class Request {
         co_return Unavailable("the router is shutting down");
       }
       // Workers that come back are seen within one look; a cancelled client ends the wait.
-      auto event = co_await queue_->PopUntil(std::min(end, now + kLookAround));
+      auto event = co_await queue_->PopUntil(std::min(early ? again : end, now + kLookAround));
       if (!event) continue;
       if (event->kind == Kind::kCancelled) co_return Gone();
       if (event->kind == Kind::kDecodeFailed) co_return WorkerError(event->error);
@@ -260,7 +277,7 @@ class Request {
       StatusOr<Placement> placement = ChooseWithRoom(now);
       if (placement.ok()) co_return placement;
       if (placement.status().code() != StatusCode::kUnavailable) usable = now;
-      if (now - usable >= context_->options.placement_wait) {
+      if (now - usable >= context_->options.resume_wait) {
         over_ = true;
         co_return placement;
       }
@@ -362,6 +379,7 @@ class Request {
       if (event->kind == Kind::kGranted) break;
     }
     granted_ = true;
+    pairs_.Met();
     place_.reset();
     if (started_) co_return OkStatus();
     started_ = true;
@@ -424,6 +442,7 @@ class Request {
         if (decode_running_ && !FirstTokenMissing()) break;
         if (decode_running_) co_return LostFirstToken();
         prefill_failed_ = true;
+        prefill_untaken_ = event.untaken;
         co_return WorkerError(event.error);
       case Kind::kPromptLogits: {
         if (event.attempt != attempt_) break;
@@ -517,6 +536,7 @@ class Request {
   Siblings* siblings_;
   const uint64_t generation_;
   std::shared_ptr<FlowQueue> queue_;
+  RetryBudget pairs_;
   std::deque<FlowEvent> kept_;   // taken from the queue before their turn
   std::deque<FlowEvent> early_;  // the decode worker's tokens that overtook the first token
   std::unique_ptr<DecodeCall> lease_;
@@ -533,6 +553,7 @@ class Request {
   uint32_t attempt_ = 0;
   FinishReason finish_ = FinishReason::kNone;
   bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false;
+  bool prefill_untaken_ = false;  // the one that failed: no worker had begun it
   bool preempted_ = false;  // on this pair
   bool resumed_ = false;    // this pair continues what the client has seen accepted
   std::optional<ResumeLine::Place> place_;

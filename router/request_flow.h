@@ -50,10 +50,14 @@ struct Siblings {
 };
 
 struct FlowOptions {
+  // Without those that no worker took.
   int max_prefill_attempts = 4;  // a lease
   int max_pairs = 4;             // leases a request
-  /// How long a request waits for a usable worker.
+  /// How long a new request waits for a usable decode worker.
   Duration placement_wait = std::chrono::seconds(5);
+  /// The same for one that the client has seen accepted, and for its prefill worker: as long as the restart of
+  /// the only worker may take.
+  Duration resume_wait = std::chrono::seconds(10);
   /// How long a decode worker may take to answer a request for a lease; then another is asked.
   Duration lease_wait = std::chrono::seconds(5);
   /// How long the first of the line believes reports that no worker has KV for it; then it asks one, and

@@ -156,6 +156,66 @@ TEST(Decode, KilledWorkerLosesNoToken) {
   EXPECT_TRUE(status.ok()) << status;
 }
 
+/// Sixteen streams, whose only worker of a kind is killed after `tokens` and away for longer than a new request waits
+/// for one.
+void StreamsOutliveARestart(ProcessCluster& cluster, ProcessCluster::Member& member, size_t prompt, int max_tokens,
+                            size_t strike_after_tokens) {
+  constexpr uint32_t kStreams = 16;
+  const auto embedded = MustLoad(DemoDirectory());
+  ASSERT_TRUE(embedded);
+  const auto before = ProcessCluster::Describe(member.address);
+  ASSERT_TRUE(before.ok()) << before.status();
+  std::vector<client::GenerateRequest> requests;
+  std::vector<std::vector<int32_t>> answers;
+  for (uint32_t i = 0; i < kStreams; ++i) {
+    requests.push_back(IdsRequest(RandomIds(prompt + i, 50 + i), max_tokens, i % 2 ? 1.f : 0.f, i));
+    answers.push_back(EmbeddedTokens(*embedded, requests.back()));
+  }
+  std::atomic<size_t> tokens = 0, started = 0, over = 0;
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < kStreams; ++i)
+    threads.emplace_back([&, i] {
+      client::Client client(cluster.router());
+      auto stream = client.Generate(requests[i]);
+      std::vector<int32_t> ids;
+      client::Event event;
+      while (stream->Next(&event)) {
+        ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+        started += event.kind == client::Event::Kind::kStarted;
+        tokens += event.token_ids.size();
+      }
+      const auto status = stream->Finish();
+      ++over;
+      EXPECT_TRUE(status.ok()) << "stream " << i << ": " << status.message;
+      EXPECT_EQ(ids, answers[i]) << "stream " << i;
+    });
+  while ((tokens < strike_after_tokens || started < kStreams) && over < kStreams) std::this_thread::yield();
+  member.process->Kill();
+  const size_t over_before = over;
+  std::this_thread::sleep_for(std::chrono::seconds(6));  // the fault's own length
+  EXPECT_LT(over_before, kStreams) << "the fault came too late: the test shows nothing";
+  const Status restarted = cluster.Restart(member);
+  EXPECT_TRUE(restarted.ok()) << restarted;
+  for (auto& thread : threads) thread.join();
+  const auto after = ProcessCluster::Describe(member.address);
+  ASSERT_TRUE(after.ok()) << after.status();
+  EXPECT_NE(after->epoch(), before->epoch());
+  const Status status = cluster.WaitNothingHeld(kSettled);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST(Restart, StreamsOutliveTheOnlyDecodeWorkers) {
+  const auto cluster = MustStart({.model = DemoDirectory()});
+  ASSERT_TRUE(cluster);
+  StreamsOutliveARestart(*cluster, cluster->decode(0), 20, 300, 400);
+}
+
+TEST(Restart, StreamsOutliveTheOnlyPrefillWorkers) {
+  const auto cluster = MustStart({.model = DemoDirectory()});
+  ASSERT_TRUE(cluster);
+  StreamsOutliveARestart(*cluster, cluster->prefill(0), 400, 8, 1);
+}
+
 TEST(Router, KilledRouterLeavesNothingOnTheWorkers) {
   const auto cluster = MustStart({.model = DemoDirectory()});
   ASSERT_TRUE(cluster);

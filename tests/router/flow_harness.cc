@@ -101,8 +101,9 @@ void FakePrefill::Call::Logits(int64_t first_row, std::vector<float> rows) {
   Push(std::move(event));
 }
 void FakePrefill::Call::Commit() { Push(EventOf(Kind::kCommitted, options.attempt)); }
-void FakePrefill::Call::Fail(Status error) {
+void FakePrefill::Call::Fail(Status error, bool untaken) {
   FlowEvent event = EventOf(Kind::kPrefillFailed, options.attempt);
+  event.untaken = untaken;
   event.error = std::move(error);
   Push(std::move(event));
 }

@@ -70,7 +70,8 @@ class FakePrefill final : public PrefillWorker {
     void FirstToken(FinishReason finish = FinishReason::kNone);
     void Logits(int64_t first_row, std::vector<float> rows);
     void Commit();
-    void Fail(Status error);
+    /// `untaken`: before the worker has said anything.
+    void Fail(Status error, bool untaken = false);
     void Push(FlowEvent event);
   };
 

@@ -211,6 +211,20 @@ TEST_F(PrefillClientTest, ReportsTheWorkersError) {
   EXPECT_TRUE(Health(*client_).ok());
 }
 
+TEST_F(PrefillClientTest, SaysWhetherAnyWorkerHadTakenIt) {
+  ConnectWell();
+  Start();
+  server_->End(Unavailable("starting"));
+  EXPECT_TRUE(Next(queue_).untaken);
+  ASSERT_TRUE(EventuallyNoCall() && EventuallyHealthy(*client_));
+  Start();
+  server_->SendProgress();
+  server_->End(Unavailable("dies of it"));
+  const FlowEvent event = Next(queue_);
+  EXPECT_EQ(event.kind, Kind::kPrefillFailed);
+  EXPECT_FALSE(event.untaken);
+}
+
 TEST_F(PrefillClientTest, AWorkerThatOnlyPassesOnATroubleIsSoonHealthyAgain) {
   options_.describe_interval = std::chrono::hours(1);
   ConnectWell();
@@ -244,6 +258,7 @@ TEST_F(PrefillClientTest, ASilentCallIsCancelledAndReported) {
   EXPECT_EQ(event.kind, Kind::kPrefillFailed);
   EXPECT_EQ(event.error.code(), StatusCode::kUnavailable);
   EXPECT_THAT(StatusMessage(event.error), HasSubstr("no sign of life"));
+  EXPECT_FALSE(event.untaken) << "it may have died of it";
   ASSERT_TRUE(EventuallyNoCall());
   EXPECT_EQ(server_->Look(server_->cancelled), 1);
 }

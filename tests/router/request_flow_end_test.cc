@@ -71,7 +71,7 @@ class EndTest : public FlowTest, public ::testing::WithParamInterface<Step> {
  protected:
   /// Runs to the step, where nothing more comes from the workers or the client.
   void RunTo(Step step, TimePoint deadline) {
-    context_.options.placement_wait = std::chrono::hours(1);
+    context_.options.placement_wait = context_.options.resume_wait = std::chrono::hours(1);
     context_.options.lease_wait = std::chrono::hours(1);
     if (step == Step::k3SeekDecode) decode().status = Unavailable("away");
     if (step == Step::k5SeekPrefill) prefill().status = Unavailable("away");
@@ -227,7 +227,7 @@ TEST_F(FlowTest, NoDecodeWorkerIsUsable) {
 }
 
 TEST_F(FlowTest, TheWaitForWorkersIsNotRepeated) {
-  context_.options.placement_wait = Duration::zero();
+  context_.options.placement_wait = context_.options.resume_wait = Duration::zero();
   decode().status = Unavailable("away");
   Run();
   EXPECT_EQ(Outcome().code(), StatusCode::kUnavailable);

@@ -357,7 +357,7 @@ TEST_F(PreemptTest, AFailoverToAFullWorkerWaitsToo) {
 }
 
 TEST_F(PreemptTest, NoWorkerIsThereAnyMore) {
-  context_.options.placement_wait = std::chrono::milliseconds(50);
+  context_.options.resume_wait = std::chrono::milliseconds(50);
   RunToStreaming();
   decode().status = Unavailable("died");
   lease().Preempt(2);
@@ -366,15 +366,16 @@ TEST_F(PreemptTest, NoWorkerIsThereAnyMore) {
   EXPECT_THAT(StatusMessage(status), HasSubstr("decode0: died"));
 }
 
-TEST_F(PreemptTest, AWorkerThatRefusesToResumeItCostsAttempts) {
+TEST_F(PreemptTest, AWorkerThatRefusesToResumeItCostsAttemptsInTheEnd) {
   context_.options.max_pairs = 3;
+  context_.options.resume_wait = std::chrono::milliseconds(1);
   RunToStreaming();
   decode().on_open = [](auto& lease) { lease.Fail(Unavailable("draining")); };
   lease().Preempt(2);
   const Status status = Outcome();
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(StatusMessage(status), "draining");
-  EXPECT_EQ(decode().leases.size(), 1u + 3u);
+  EXPECT_EQ(decode().leases.size(), 1u + 1u + 3u) << "the first refusal is before the end of resume_wait";
 }
 
 TEST_F(PreemptTest, RoomIsABlockForEverySequenceThatIsThere) {

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
@@ -24,7 +25,18 @@ StatusOr<ProcessCluster::Member> ProcessCluster::Spawn(std::vector<std::string> 
   argv.insert(argv.end(), {"--die-with-parent", "--log-level", "warning"});
   Member member;
   ASSIGN_OR_RETURN(member.process, ChildProcess::Spawn({.argv = argv}));
+  member.argv = std::move(argv);
   return member;
+}
+
+Status ProcessCluster::Restart(Member& member) {
+  const TimePoint deadline = std::chrono::steady_clock::now() + kStart;
+  std::vector<std::string> argv = member.argv;
+  *(std::find(argv.begin(), argv.end(), "--listen") + 1) = member.address;
+  member.process->Kill();
+  RETURN_IF_ERROR(member.process->Wait(deadline).status());
+  ASSIGN_OR_RETURN(member.process, ChildProcess::Spawn({.argv = argv}));
+  return member.process->WaitReady(deadline).status();
 }
 
 Status ProcessCluster::SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv) {

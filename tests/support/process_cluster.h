@@ -24,6 +24,7 @@ class ProcessCluster {
   struct Member {
     std::unique_ptr<ChildProcess> process;
     std::string address;
+    std::vector<std::string> argv;
   };
 
   static StatusOr<std::unique_ptr<ProcessCluster>> Start(const ClusterOptions& options);
@@ -33,6 +34,9 @@ class ProcessCluster {
   Member& prefill(size_t i) { return prefill_[i]; }
   Member& decode(size_t i) { return decode_[i]; }
   Member& expert(size_t i) { return experts_[i]; }
+
+  /// A new life at the same address, from the thread that started the cluster: the old one, if it runs, is killed.
+  Status Restart(Member& member);
 
   /// What a worker says about itself.
   static StatusOr<v1::Description> Describe(const std::string& address);
