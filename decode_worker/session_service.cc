@@ -163,6 +163,7 @@ Status SessionService::Greet(Session& session, const v1::Hello& hello) {
   *reply.mutable_compat() = compat_;
   reply.set_epoch(leases_.epoch());
   reply.set_heartbeat_ms(static_cast<uint32_t>(options_.heartbeat / std::chrono::milliseconds(1)));
+  if (session.takes_preemption) reply.set_reserve_ahead_tokens(options_.reserve_ahead);
   Tell(session, reply.mutable_load());
   Send(session, std::move(response));
   return OkStatus();
@@ -213,8 +214,7 @@ StatusOr<Lease*> SessionService::Grant(Session& session, const v1::Open& open) {
 StatusOr<SequenceKv> SessionService::ReserveFor(const SequenceState& state, bool preemptible) {
   RETURN_IF_ERROR(CheckHolds(pools_, state));
   const int64_t all = state.MaxTokens();
-  const auto context = static_cast<int64_t>(state.prompt.size() + state.emitted.size());
-  const int64_t first = preemptible ? std::min(all, context + options_.reserve_ahead) : all;
+  const int64_t first = preemptible ? FirstKvTokens(state.ContextTokens(), all, options_.reserve_ahead) : all;
   StatusOr<SequenceKv> kv = pools_.Reserve(first, all);
   // Refused all the same: it asks again, or the next one does.
   if (kv.status().code() == StatusCode::kResourceExhausted) step_.Reclaim(first);

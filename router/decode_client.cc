@@ -14,10 +14,6 @@ constexpr size_t kSessionQueueLimit = 65536;
 constexpr int kSessionMessageBytes = 16 << 20;
 constexpr int64_t kAcknowledgeEvery = 16;  // tokens; the window is far larger
 
-WorkerLoad FromProto(const v1::Load& load) {
-  return {load.running_sequences(), load.waiting_tokens(), load.free_kv_tokens(), load.leases()};
-}
-
 }  // namespace
 
 struct DecodeClient::Session {
@@ -258,10 +254,20 @@ DecodeClient::Call* DecodeClient::Find(uint64_t handle) {
   return at == calls_.end() ? nullptr : at->second;
 }
 
+void DecodeClient::Heard(const v1::Load& load) {
+  load_.running = load.running_sequences();
+  load_.waiting_tokens = load.waiting_tokens();
+  load_.free_kv_tokens = load.free_kv_tokens();
+  load_.leases = load.leases();
+}
+
 void DecodeClient::Dispatch(const v1::SessionResponse& response) {
   switch (response.message_case()) {
     case v1::SessionResponse::kHello:
-      load_ = FromProto(response.hello().load());
+      load_ = {};
+      if (response.hello().has_reserve_ahead_tokens())
+        load_.reserve_ahead = std::max<int64_t>(0, response.hello().reserve_ahead_tokens());
+      Heard(response.hello().load());
       if (response.hello().heartbeat_ms() > 0) {
         const std::chrono::milliseconds asked(response.hello().heartbeat_ms());
         session_->beat = std::min<Duration>(session_->beat, asked);
@@ -271,7 +277,7 @@ void DecodeClient::Dispatch(const v1::SessionResponse& response) {
       LogInfo("decode worker " + address_ + " is ready");
       break;
     case v1::SessionResponse::kGranted:
-      if (response.granted().has_load()) load_ = FromProto(response.granted().load());
+      if (response.granted().has_load()) Heard(response.granted().load());
       if (Call* call = Find(response.granted().handle())) call->Granted(response.granted());
       break;
     case v1::SessionResponse::kFailed: {
@@ -290,7 +296,7 @@ void DecodeClient::Dispatch(const v1::SessionResponse& response) {
       break;
     }
     case v1::SessionResponse::kHeartbeat:  // of an older worker without a load
-      if (response.heartbeat().has_load()) load_ = FromProto(response.heartbeat().load());
+      if (response.heartbeat().has_load()) Heard(response.heartbeat().load());
       break;
     case v1::SessionResponse::kStep:
       DispatchStep(response.step());
@@ -314,7 +320,7 @@ void DecodeClient::DispatchStep(const v1::StepBatch& batch) {
                              std::to_string(batch.logprobs_size()) + " log probabilities"));
     return;
   }
-  load_ = FromProto(batch.load());
+  Heard(batch.load());
   for (int i = 0; i < count; ++i) {
     Call* call = Find(batch.handles(i));
     if (call == nullptr) continue;

@@ -64,6 +64,7 @@ class DecodeClient final : public DecodeWorker, public MemberClient {
   void DispatchStep(const v1::StepBatch& batch);
   void FailAll(const Status& status);
   void Send(v1::SessionRequest request);
+  void Heard(const v1::Load& load);
   Call* Find(uint64_t handle);
 
   rpc::Loop* loop_;

@@ -168,8 +168,8 @@ class Router {
     const TimePoint end = router->loop_->Now() + at_most;
     std::string missing;
     for (;;) {
-      const auto decode = router->decode_.Choose({}, 0);
-      const auto prefill = router->prefill_.Choose({}, 0);
+      const auto decode = router->decode_.Choose({}, {});
+      const auto prefill = router->prefill_.Choose({}, {});
       missing = (decode.ok() ? "" : Say("decode", decode.status(), router->decode_members_->Trouble()) + ". ") +
                 (prefill.ok() ? "" : Say("prefill", prefill.status(), router->prefill_members_->Trouble()));
       if (missing.empty() || router->loop_->Now() >= end) co_return missing;

@@ -4,10 +4,10 @@
 
 namespace cachalot {
 
-StatusOr<Placement> Place(std::span<const WorkerView> workers, int64_t kv_tokens) {
+StatusOr<Placement> Place(std::span<const WorkerView> workers) {
   std::optional<size_t> best;
   const auto key = [&](const WorkerView& w) {
-    return std::make_tuple(w.excluded, w.free_kv_tokens < kv_tokens, w.assigned, w.reported,
+    return std::make_tuple(w.excluded, w.free_kv_tokens < w.wanted_kv_tokens, w.assigned, w.reported,
                            -w.free_kv_tokens);
   };
   std::string wrong;

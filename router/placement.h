@@ -18,7 +18,8 @@ struct WorkerView {
   int64_t assigned =
       0;  // our own requests there (decode) or their prompt tokens (prefill): exact and current
   int64_t reported = 0;  // running sequences (decode) or waiting tokens (prefill) by its own account: lags
-  int64_t free_kv_tokens = 0;  // by its own account
+  int64_t free_kv_tokens = 0;    // by its own account
+  int64_t wanted_kv_tokens = 0;  // what the request would begin with there
 };
 
 struct Placement {
@@ -27,8 +28,8 @@ struct Placement {
 };
 
 /// The usable worker with the least work: assigned first, then reported, then the most free KV, then the
-/// order given. Excluded workers are taken only if no other is usable. Workers that report less free KV than
-/// `kv_tokens` come last. UNAVAILABLE names every worker and what is wrong with it.
-StatusOr<Placement> Place(std::span<const WorkerView> workers, int64_t kv_tokens);
+/// order given. Excluded workers are taken only if no other is usable. Workers with less free KV than wanted come last.
+/// UNAVAILABLE names every worker and what is wrong with it.
+StatusOr<Placement> Place(std::span<const WorkerView> workers);
 
 }  // namespace cachalot

@@ -74,6 +74,7 @@ class Request {
  private:
   std::string Tag() const { return "[" + state_.request_id + "] "; }
   int64_t NextIndex() const { return static_cast<int64_t>(output_.size()); }
+  KvNeed Need() const { return {state_.ContextTokens(), state_.MaxTokens()}; }
   /// The first token of this pair is the prefill worker's to send; the decode worker goes on behind it.
   bool FirstTokenMissing() const { return output_.size() == state_.emitted.size(); }
 
@@ -149,12 +150,12 @@ class Request {
     } else {
       const TimePoint now = context_->loop->Now();
       const TimePoint end = resumed_ ? pairs_.end(now) : now + context_->options.placement_wait;
-      decode = co_await Choose(*context_->decode, tried_decode_, state_.MaxTokens(), end, pairs_.not_before());
+      decode = co_await Choose(*context_->decode, tried_decode_, Need(), end, pairs_.not_before());
     }
     CO_RETURN_IF_ERROR(decode.status());
     CO_RETURN_IF_ERROR(SameModel());
     if (too_small_.contains(decode->worker)) {  // all have been tried: rather one again that is not
-      decode = context_->decode->Choose(too_small_, state_.MaxTokens());
+      decode = context_->decode->Choose(too_small_, Need());
       CO_RETURN_IF_ERROR(decode.status());
     }
     decode_worker_ = decode->worker;
@@ -179,7 +180,7 @@ class Request {
 
   /// Steps 5 to 8: a prefill worker fills the lease; a failure is tried elsewhere, the reservation stays.
   rpc::Task<Status> Generate(std::string decode_reason) {
-    const auto prompt_tokens = static_cast<int64_t>(state_.prompt.size() + state_.emitted.size());
+    const int64_t prompt_tokens = state_.ContextTokens();
     std::set<size_t> tried_prefill;
     Status refusal;
     int aborted = 0;
@@ -188,7 +189,7 @@ class Request {
       StatusOr<Placement> prefill = BesideSiblings(tried_prefill);
       const bool beside = prefill.ok();
       if (!beside)
-        prefill = co_await Choose(*context_->prefill, tried_prefill, prompt_tokens,
+        prefill = co_await Choose(*context_->prefill, tried_prefill, {prompt_tokens, prompt_tokens},
                                   attempts.end(context_->loop->Now()), attempts.not_before());
       if (decode_running_) {  // the attempt before had committed after all: nothing is left to prefill
         if (FirstTokenMissing()) co_return LostFirstToken();
@@ -227,11 +228,11 @@ class Request {
   /// A usable worker, one of `tried` not before `again`; at `end` why there is none. Ends early when it turns
   /// out that the decode worker runs.
   template <typename Pool>
-  rpc::Task<StatusOr<Placement>> Choose(Pool& pool, const std::set<size_t>& tried, int64_t kv_tokens,
+  rpc::Task<StatusOr<Placement>> Choose(Pool& pool, const std::set<size_t>& tried, KvNeed need,
                                         TimePoint end, TimePoint again) {
     end = std::min(deadline_, end);
     for (;;) {
-      StatusOr<Placement> placement = pool.Choose(tried, kv_tokens);
+      StatusOr<Placement> placement = pool.Choose(tried, need);
       const TimePoint now = context_->loop->Now();
       const bool early = placement.ok() && now < std::min(again, deadline_) && tried.contains(placement->worker);
       if ((placement.ok() && !early) || decode_running_) co_return placement;
@@ -291,8 +292,7 @@ class Request {
   /// RESOURCE_EXHAUSTED: not yet. UNAVAILABLE: no worker is usable.
   StatusOr<Placement> ChooseWithRoom(TimePoint now) {
     auto& pool = *context_->decode;
-    const auto context = static_cast<int64_t>(state_.prompt.size() + state_.emitted.size());
-    ASSIGN_OR_RETURN(const Placement any, pool.Choose(tried_decode_, context));
+    ASSIGN_OR_RETURN(const Placement any, pool.Choose(tried_decode_, Need()));
     if (!place_->first()) return ResourceExhausted("not its turn");
     if (too_small_.contains(any.worker)) return any;  // no other is left: the caller refuses
     if (now < not_before_) return ResourceExhausted("not again so soon");
@@ -304,9 +304,10 @@ class Request {
     // Those that have not failed it first.
     for (std::set<size_t> excluded : {tried_decode_, too_small_}) {
       for (;;) {
-        ASSIGN_OR_RETURN(const Placement next, pool.Choose(excluded, context));
+        ASSIGN_OR_RETURN(const Placement next, pool.Choose(excluded, Need()));
         if (excluded.contains(next.worker)) break;
-        if (RoomToResume(pool.worker(next.worker).load(), context)) return next;
+        const WorkerLoad load = pool.worker(next.worker).load();
+        if (RoomToResume(load, Need().context, Need().at_most)) return next;
         excluded.insert(next.worker);
       }
     }

@@ -35,13 +35,15 @@ class ResumeLine {
   uint64_t next_ = 0;
 };
 
-/// Whether a sequence of `context_tokens` that was preempted should go to a worker of this load: there is a
-/// block for it and for every sequence that is there, so that it is not preempted again at the next step. An
-/// idle worker is always worth a try.
-inline bool RoomToResume(const WorkerLoad& load, int64_t context_tokens) {
+/// Whether a sequence that was preempted, of `context` tokens and `at_most` in all, should go to a worker of this load:
+/// there is what its lease begins with, at least a block behind its context, and a block for every sequence that is
+/// there, so that it is not preempted again at the next step. An idle worker is always worth a try.
+inline bool RoomToResume(const WorkerLoad& load, int64_t context, int64_t at_most) {
   constexpr int64_t kBlockTokens = 128;
   const int64_t others = std::max(load.running, load.leases);
-  return others == 0 || load.free_kv_tokens >= context_tokens + kBlockTokens * (1 + others);
+  const int64_t first = FirstKvTokens(context, at_most, std::max(load.reserve_ahead, kBlockTokens));
+  const int64_t blocks = (first + kBlockTokens - 1) / kBlockTokens;
+  return others == 0 || load.free_kv_tokens >= kBlockTokens * (blocks + others);
 }
 
 }  // namespace cachalot

@@ -3,6 +3,7 @@
 // in process (the embedded mode). Everything belongs to one loop's thread. All that happens to a request
 // arrives in its one queue.
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -61,6 +62,8 @@ struct WorkerLoad {
   int64_t waiting_tokens = 0;  // prefill
   int64_t free_kv_tokens = 0;
   int64_t leases = 0;  // decode: all that hold KV, running or not
+  /// Decode: KV that a sequence gets at first behind its context (FirstKvTokens). Unless it says so: all.
+  int64_t reserve_ahead = std::numeric_limits<int64_t>::max();
 };
 
 class DecodeWorker {

@@ -13,6 +13,11 @@
 
 namespace cachalot {
 
+/// KV of a request: for `context` tokens now, for `at_most` in the end.
+struct KvNeed {
+  int64_t context = 0, at_most = 0;
+};
+
 /// `Worker` is DecodeWorker or PrefillWorker.
 template <typename Worker>
 class WorkerPool {
@@ -54,16 +59,17 @@ class WorkerPool {
     return names;
   }
 
-  StatusOr<Placement> Choose(const std::set<size_t>& excluded, int64_t kv_tokens) const {
+  StatusOr<Placement> Choose(const std::set<size_t>& excluded, KvNeed need) const {
     std::vector<WorkerView> views;
     std::vector<size_t> ids;
     for (const auto& [id, m] : members_) {
       const WorkerLoad load = m.worker->load();
       views.push_back({m.worker->name(), Health(m), excluded.contains(id), m.assigned,
-                       load.running + load.waiting_tokens, load.free_kv_tokens});
+                       load.running + load.waiting_tokens, load.free_kv_tokens,
+                       FirstKvTokens(need.context, need.at_most, load.reserve_ahead)});
       ids.push_back(id);
     }
-    StatusOr<Placement> placement = Place(views, kv_tokens);
+    StatusOr<Placement> placement = Place(views);
     if (placement.ok()) placement->worker = ids[placement->worker];
     return placement;
   }

@@ -28,6 +28,12 @@ struct GenerationParams {
       kNoLogprobs;  // of every prompt token but the first: as sampling.logprobs, of output tokens
 };
 
+/// Tokens of KV that a sequence of `context` tokens gets at first, where it may need `at_most` in all and takes more as
+/// it goes on: a decode worker gives it so much, and a router looks for as much before it asks.
+constexpr int64_t FirstKvTokens(int64_t context, int64_t at_most, int64_t ahead) {
+  return ahead < at_most - context ? context + ahead : at_most;
+}
+
 struct SequenceState {
   std::string request_id;
   std::vector<int32_t> prompt;
@@ -41,6 +47,7 @@ struct SequenceState {
 
   /// Tokens whose KV must exist before the next one can be sampled.
   std::vector<int32_t> Context() const;
+  int64_t ContextTokens() const { return static_cast<int64_t>(prompt.size() + emitted.size()); }
   /// Tokens of KV that the sequence may need in all.
   int64_t MaxTokens() const { return static_cast<int64_t>(prompt.size()) + params.max_tokens; }
 };

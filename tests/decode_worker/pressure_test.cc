@@ -47,6 +47,13 @@ TEST_F(PressureTest, ALeaseBeginsSmallAndGrows) {
   EXPECT_TRUE(AllFree());
 }
 
+TEST_F(PressureTest, ARouterHearsWhatALeaseBeginsWith) {
+  StartWith(9);
+  const auto newer = NewRouter(), older = NewRouter();
+  EXPECT_EQ(newer->Greet(server_->compat()).reserve_ahead_tokens(), 16);
+  EXPECT_FALSE(older->Greet(server_->compat(), /*takes_preemption=*/false).has_reserve_ahead_tokens());
+}
+
 TEST_F(PressureTest, ThePreemptedGoOnWithTheSameTokens) {
   StartWith(6);
   const auto router = GreetedRouter();

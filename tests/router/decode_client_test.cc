@@ -69,6 +69,23 @@ TEST_F(DecodeClientTest, SaysHelloAndBeats) {
   EXPECT_TRUE(server_->Look(server_->received)[0].has_hello());
 }
 
+TEST_F(DecodeClientTest, KnowsWhatALeaseBeginsWith) {
+  ConnectWell();
+  const auto ahead = [this] { return OnLoop([this] { return client_->load().reserve_ahead; }); };
+  EXPECT_EQ(ahead(), std::numeric_limits<int64_t>::max()) << "an older worker";
+}
+
+TEST_F(DecodeClientTest, KnowsItThroughAllLoadsThatFollow) {
+  server_->Script([this] { server_->reserve_ahead = 64; });
+  ConnectWell();
+  const auto queue = NewQueue();
+  const uint64_t handle = Open(queue);
+  server_->SendTokens({handle}, 3, 50);  // with a load
+  EXPECT_EQ(Next(queue).kind, Kind::kToken);
+  EXPECT_EQ(OnLoop([this] { return client_->load().free_kv_tokens; }), 1234);
+  EXPECT_EQ(OnLoop([this] { return client_->load().reserve_ahead; }), 64);
+}
+
 TEST_F(DecodeClientTest, BeatsAsOftenAsTheWorkerAsks) {
   options_.heartbeat_interval = std::chrono::hours(1);
   server_->Script([this] { server_->asks_for_heartbeats_ms = 1; });

@@ -181,7 +181,7 @@ void ExpectNothingAssigned(const WorkerPool<Worker>& pool, const std::vector<Fak
       fakes[j]->reported = kIdle;
       if (j != i) others.insert(j);
     }
-    const auto placement = pool.Choose(others, 0);
+    const auto placement = pool.Choose(others, {});
     ASSERT_TRUE(placement.ok()) << placement.status();
     EXPECT_EQ(placement->reason, fakes[i]->name() + " (assigned 0, reported 0)");
   }

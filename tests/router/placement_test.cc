@@ -8,7 +8,7 @@ namespace cachalot {
 namespace {
 
 WorkerView Worker(const char* name, int64_t assigned = 0, int64_t reported = 0, int64_t free = 1000) {
-  return {name, OkStatus(), false, assigned, reported, free};
+  return {name, OkStatus(), false, assigned, reported, free, 100};
 }
 WorkerView Excluded(WorkerView worker) {
   worker.excluded = true;
@@ -40,7 +40,7 @@ TEST(Placement, TakesTheLeastWork) {
       {"a sick one never", {Sick(Worker("a"), "gone"), Worker("b", 5, 5, 0)}, 1},
   };
   for (const auto& c : cases) {
-    const auto placement = Place(c.workers, 100);
+    const auto placement = Place(c.workers);
     ASSERT_TRUE(placement.ok()) << c.what;
     EXPECT_EQ(placement->worker, c.expected) << c.what;
   }
@@ -48,32 +48,53 @@ TEST(Placement, TakesTheLeastWork) {
 
 TEST(Placement, SaysWhyItTookAWorker) {
   const WorkerView workers[] = {Worker("host:1", 3, 4)};
-  EXPECT_EQ(Place(workers, 0)->reason, "host:1 (assigned 3, reported 4)");
+  EXPECT_EQ(Place(workers)->reason, "host:1 (assigned 3, reported 4)");
   const WorkerView again[] = {Excluded(Worker("host:1", 3, 4))};
-  EXPECT_EQ(Place(again, 0)->reason, "host:1 (assigned 3, reported 4, again for want of another)");
+  EXPECT_EQ(Place(again)->reason, "host:1 (assigned 3, reported 4, again for want of another)");
 }
 
 TEST(Placement, NamesEveryWorkerThatIsUnusable) {
   const WorkerView workers[] = {Sick(Worker("a:1"), "connection refused"),
                                 Sick(Excluded(Worker("b:2")), "weights differ")};
-  const Status status = Place(workers, 0).status();
+  const Status status = Place(workers).status();
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(StatusMessage(status), "no worker is usable: a:1: connection refused; b:2: weights differ");
-  EXPECT_EQ(StatusMessage(Place({}, 0).status()), "no worker is configured");
+  EXPECT_EQ(StatusMessage(Place({}).status()), "no worker is configured");
 }
 
 class IdleWorker final : public PrefillWorker {
  public:
   const std::string& name() const override { return name_; }
   Status health() const override { return health_; }
-  WorkerLoad load() const override { return {1, 20, 300}; }
+  WorkerLoad load() const override { return load_; }
   std::unique_ptr<PrefillCall> Start(const SequenceState&, DecodeCall&, PrefillOptions,
                                      std::shared_ptr<FlowQueue>) override {
     return nullptr;
   }
   std::string name_ = "idle";
   Status health_;
+  WorkerLoad load_ = {1, 20, 300};
 };
+
+TEST(WorkerPool, AsksForTheKvThatALeaseBeginsWith) {
+  constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+  EXPECT_EQ(FirstKvTokens(100, 1000, 256), 356);
+  EXPECT_EQ(FirstKvTokens(100, 200, 256), 200) << "never more than it may need";
+  EXPECT_EQ(FirstKvTokens(100, 1000, kAll), 1000);
+  EXPECT_EQ(FirstKvTokens(100, 100, 0), 100);
+  WorkerPool<PrefillWorker> pool;
+  for (const char* name : {"small", "large"}) {
+    auto worker = std::make_unique<IdleWorker>();
+    worker->name_ = name;
+    worker->load_.free_kv_tokens = *name == 's' ? 300 : 400;
+    worker->load_.reserve_ahead = 200;
+    pool.Add(std::move(worker));
+  }
+  const WorkerPool<PrefillWorker>::Assignment busy(&pool, 1, 9);
+  EXPECT_EQ(pool.Choose({}, {100, 5000})->worker, 0u);
+  EXPECT_EQ(pool.Choose({}, {101, 5000})->worker, 1u);
+  EXPECT_EQ(pool.Choose({}, {101, 300})->worker, 0u);
+}
 
 TEST(WorkerPool, CountsWhatIsAssignedWhileItIs) {
   WorkerPool<PrefillWorker> pool;
@@ -85,16 +106,16 @@ TEST(WorkerPool, CountsWhatIsAssignedWhileItIs) {
   {
     const Assignment first(&pool, 0, 10);
     Assignment second(&pool, 0, 5);
-    EXPECT_EQ(pool.Choose({}, 0)->reason, "idle (assigned 15, reported 21)");
+    EXPECT_EQ(pool.Choose({}, {})->reason, "idle (assigned 15, reported 21)");
     kept = std::move(second);
   }
-  EXPECT_EQ(pool.Choose({}, 0)->reason, "idle (assigned 5, reported 21)");
+  EXPECT_EQ(pool.Choose({}, {})->reason, "idle (assigned 5, reported 21)");
   kept = {};
-  EXPECT_EQ(pool.Choose({0}, 0)->reason, "idle (assigned 0, reported 21, again for want of another)");
+  EXPECT_EQ(pool.Choose({0}, {})->reason, "idle (assigned 0, reported 21, again for want of another)");
   EXPECT_EQ(pool.usable(), 1u);
   idle->health_ = Unavailable("asleep");
   EXPECT_EQ(pool.usable(), 0u);
-  EXPECT_EQ(StatusMessage(pool.Choose({}, 0).status()), "no worker is usable: idle: asleep");
+  EXPECT_EQ(StatusMessage(pool.Choose({}, {}).status()), "no worker is usable: idle: asleep");
 }
 
 }  // namespace

@@ -224,12 +224,12 @@ TEST_F(PreemptTest, ItsDeadlineEndsTheWaitAndSaysForWhat) {
 TEST_F(PreemptTest, ItWaitsUntilThereIsRoomForItAndItsNeighbours) {
   context_.options.resume_patience = std::chrono::hours(1);
   RunToStreaming();
-  decode().reported = {3, 0, 128 * 4, 3};  // no token for it
+  decode().reported = {3, 0, 128 * 4 - 1, 3};  // a token less than a block for each
   lease().Preempt(2);
   const int looks = decode().looks;
   ASSERT_TRUE(Until([&] { return decode().looks > looks + 4; }));
   EXPECT_EQ(decode().leases.size(), 1u);
-  decode().reported.free_kv_tokens += 5;  // prompt and output
+  decode().reported.free_kv_tokens += 1;
   Reopens(2, 2);
   Finish(2, 4);
 }
@@ -378,11 +378,19 @@ TEST_F(PreemptTest, AWorkerThatRefusesToResumeItCostsAttemptsInTheEnd) {
   EXPECT_EQ(decode().leases.size(), 1u + 1u + 3u) << "the first refusal is before the end of resume_wait";
 }
 
-TEST_F(PreemptTest, RoomIsABlockForEverySequenceThatIsThere) {
-  EXPECT_TRUE(RoomToResume({0, 0, 0, 0}, 1000)) << "nobody is there: waiting longer brings nothing";
-  EXPECT_FALSE(RoomToResume({1, 0, 1255, 1}, 1000));
-  EXPECT_TRUE(RoomToResume({1, 0, 1256, 1}, 1000));
-  EXPECT_FALSE(RoomToResume({0, 0, 1256, 2}, 1000)) << "those that are prefilled count";
+TEST_F(PreemptTest, RoomIsWhatALeaseBeginsWithAndABlockForEverySequenceThatIsThere) {
+  const auto room = [](int64_t running, int64_t leases, int64_t free_blocks, int64_t ahead, int64_t at_most) {
+    return RoomToResume({running, 0, 128 * free_blocks, leases, ahead}, 1000, at_most);
+  };
+  EXPECT_TRUE(room(0, 0, 0, 256, 9000)) << "nobody is there: waiting longer brings nothing";
+  EXPECT_FALSE(room(1, 1, 10, 256, 9000));
+  EXPECT_TRUE(room(1, 1, 11, 256, 9000)) << "10 for 1256 tokens";
+  EXPECT_FALSE(room(1, 2, 11, 256, 9000)) << "those that are prefilled count";
+  EXPECT_FALSE(room(1, 1, 16, 1024, 9000)) << "the worker would refuse";
+  EXPECT_TRUE(room(1, 1, 17, 1024, 9000));
+  EXPECT_TRUE(room(1, 1, 9, 1024, 1010)) << "it ends before it needs more";
+  EXPECT_FALSE(room(1, 1, 9, 16, 9000)) << "a block behind its context at least";
+  EXPECT_TRUE(room(1, 1, 10, 16, 9000));
 }
 
 // ---- what never fits, and too many

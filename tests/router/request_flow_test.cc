@@ -118,14 +118,14 @@ TEST_F(FlowTest, ThePrefillWorkersLoadEndsWithTheCommit) {
   Run();
   lease().Grant();
   Settle();
-  EXPECT_THAT(prefill_pool_.Choose({}, 0)->reason, HasSubstr("assigned 3,"));
+  EXPECT_THAT(prefill_pool_.Choose({}, {})->reason, HasSubstr("assigned 3,"));
   call().FirstToken();
   Settle();
-  EXPECT_THAT(prefill_pool_.Choose({}, 0)->reason, HasSubstr("assigned 3,"));
+  EXPECT_THAT(prefill_pool_.Choose({}, {})->reason, HasSubstr("assigned 3,"));
   call().Commit();
   Settle();
-  EXPECT_THAT(prefill_pool_.Choose({}, 0)->reason, HasSubstr("assigned 0,"));
-  EXPECT_THAT(decode_pool_.Choose({}, 0)->reason, HasSubstr("assigned 1,"));
+  EXPECT_THAT(prefill_pool_.Choose({}, {})->reason, HasSubstr("assigned 0,"));
+  EXPECT_THAT(decode_pool_.Choose({}, {})->reason, HasSubstr("assigned 1,"));
   lease().Tokens(1, 2, FinishReason::kStop);
   EXPECT_TRUE(Outcome().ok());
 }

@@ -115,6 +115,7 @@ rpc::Task<void> DecodeServer::Read(std::shared_ptr<Session> session) {
         answer = answers_hello;
         session->end = refuses_hello;
         response.mutable_hello()->set_heartbeat_ms(asks_for_heartbeats_ms);
+        if (reserve_ahead) response.mutable_hello()->set_reserve_ahead_tokens(*reserve_ahead);
         *response.mutable_hello()->mutable_load() = description.load();
       }
     }

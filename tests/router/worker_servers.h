@@ -84,6 +84,7 @@ class DecodeServer final : public WorkerServer {
   std::vector<v1::SessionRequest> Await(v1::SessionRequest::MessageCase kind, size_t count);
 
   bool answers_hello = true;
+  std::optional<int64_t> reserve_ahead;  // in its Hello
   bool beats = true;  // every 10 ms
   uint32_t asks_for_heartbeats_ms = 0;
   Status refuses_hello;
