@@ -66,7 +66,7 @@ void DecodeFlow::MakeRoom(std::vector<TokenOut>& out) {
 
 void DecodeFlow::Preempt(size_t at, std::vector<TokenOut>& out) {
   const Sequence& s = sequences_[at];
-  out.push_back({s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, true});
+  out.push_back({s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, true, Stalled(s)});
   sequences_.erase(sequences_.begin() + static_cast<ptrdiff_t>(at));
 }
 
@@ -116,7 +116,7 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
   std::vector<uint64_t> over;
   for (size_t i = 0; i < batch_.size(); ++i) {
     Sequence& s = sequences_[batch_[i]];
-    TokenOut result{s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, false};
+    TokenOut result{s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, false, false};
     const auto row = logits->last(i);
     auto token = NextToken(s.state, model_.config().eos_token_ids, sampler_, s.history, row, s.next_index);
     if (token.ok()) {
@@ -143,7 +143,7 @@ DecodeFlow::Progress DecodeFlow::ExpertsAway(const Status& status, std::vector<T
   away_ = true;
   if (transient && now - away_since_ < options_.expert_outage_grace) return Progress::kExpertsAway;
   for (const Sequence& s : sequences_)
-    out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}, {}, false});
+    out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}, {}, false, false});
   sequences_.clear();
   away_ = false;
   return Progress::kStepped;

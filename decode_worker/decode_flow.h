@@ -30,6 +30,7 @@ struct TokenOut {
   std::vector<float> logits;  // [vocab] that chose the token, when the sequence wants them
   std::optional<TokenLogprobs> logprobs;  // of the token, when the sequence wants them
   bool preempted = false;                 // the sequence is over here and its KV freed, token means nothing
+  bool reader_lags = false;               // preempted: its reader could not have used the KV
 };
 
 struct DecodeOptions {

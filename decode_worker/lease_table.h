@@ -74,6 +74,7 @@ class LeaseTable {
   size_t size() const { return leases_.size(); }
   size_t sessions() const { return sessions_.size(); }
   uint64_t epoch() const { return epoch_; }
+  TimePoint Now() const { return clock_.Now(); }
   const LeaseOptions& options() const { return options_; }
 
  private:

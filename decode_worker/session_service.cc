@@ -67,6 +67,7 @@ rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
   if (!co_await session->ended.WaitUntil(TimePoint::max()))
     End(*session, Unavailable("the decode worker stops"));
   leases_.BreakSession(session->id);
+  claims_.Forget(session->id);
   sessions_.erase(session->id);
   metrics_.sessions.Set(static_cast<double>(sessions_.size()));
   LogInfo(session->name + ": Session over" + (session->end.ok() ? "" : ": " + StatusMessage(session->end)));
@@ -204,20 +205,35 @@ StatusOr<Lease*> SessionService::Grant(Session& session, const v1::Open& open) {
                       std::to_string(config_.max_position_embeddings));
   // Debugging runs are not resumed, and neither is anything by a router that does not know how.
   const bool preemptible = session.takes_preemption && !state.want_logits;
+  RETURN_IF_ERROR(CheckHolds(pools_, state));
+  RETURN_IF_ERROR(OthersFirst(session, state));
   ASSIGN_OR_RETURN(SequenceKv kv, ReserveFor(state, preemptible));
   ASSIGN_OR_RETURN(Lease * lease, leases_.Grant(session.id, open.handle(), std::move(state), std::move(kv)));
   lease->preemptible = preemptible;
+  claims_.Granted(session.id, lease->request_id);
   return lease;
+}
+
+/// What it took from one router's requests is not for another's new ones.
+Status SessionService::OthersFirst(const Session& session, const SequenceState& state) {
+  const TimePoint now = leases_.Now();
+  const size_t others = claims_.Before(session.id, state.emitted.empty(), now);
+  if (others == 0) return OkStatus();
+  claims_.Refused(now);
+  return ResourceExhausted(std::to_string(others) +
+                           " preempted requests of other routers wait for KV of this decode worker; retry later");
 }
 
 /// What a sequence gets at first: all that it may ever need if it cannot be preempted.
 StatusOr<SequenceKv> SessionService::ReserveFor(const SequenceState& state, bool preemptible) {
-  RETURN_IF_ERROR(CheckHolds(pools_, state));
   const int64_t all = state.MaxTokens();
   const int64_t first = preemptible ? FirstKvTokens(state.ContextTokens(), all, options_.reserve_ahead) : all;
   StatusOr<SequenceKv> kv = pools_.Reserve(first, all);
   // Refused all the same: it asks again, or the next one does.
-  if (kv.status().code() == StatusCode::kResourceExhausted) step_.Reclaim(first);
+  if (kv.status().code() == StatusCode::kResourceExhausted) {
+    claims_.Refused(leases_.Now());
+    step_.Reclaim(first);
+  }
   return kv;
 }
 
@@ -256,6 +272,8 @@ void SessionService::Deliver(std::vector<TokenOut> tokens) {
     if (token.preempted) {
       // All of its tokens went out with the steps before.
       const auto preempted = leases_.Release(token.id);
+      if (!token.reader_lags && sessions_.contains(preempted->session))
+        claims_.Preempted(preempted->session, preempted->request_id, leases_.Now());
       Preempt(*preempted, token.index);
       continue;
     }
@@ -329,6 +347,7 @@ v1::Load SessionService::CurrentLoad() const {
   load.set_free_kv_tokens(pools_.free_tokens());
   load.set_used_kv_blocks(pools_.used_blocks());
   load.set_leases(static_cast<int64_t>(leases_.size()));
+  load.set_kv_wanted(claims_.wanted(leases_.Now()));
   if (!refusing_.empty()) {  // what becomes free is nobody's: a preempted sequence goes elsewhere or waits
     load.set_free_kv_tokens(0);
     load.set_leases(std::max<int64_t>(load.leases(), 1));

@@ -18,6 +18,7 @@
 #include "common/kv/block_pool.h"
 #include "common/model/config.h"
 #include "common/rpc/server.h"
+#include "decode_worker/kv_claims.h"
 #include "decode_worker/lease_table.h"
 #include "decode_worker/metrics.h"
 #include "decode_worker/step_batches.h"
@@ -65,6 +66,7 @@ class SessionService {
   Status Greet(Session& session, const v1::Hello& hello);
   Status Open(Session& session, const v1::Open& open);
   StatusOr<Lease*> Grant(Session& session, const v1::Open& open);
+  Status OthersFirst(const Session& session, const SequenceState& state);
   StatusOr<SequenceKv> ReserveFor(const SequenceState& state, bool preemptible);
   Status Acknowledge(Session& session, const v1::Acknowledge& acknowledge);
   void Close(Session& session, uint64_t handle);
@@ -84,6 +86,7 @@ class SessionService {
   const SessionOptions options_;
   v1::Decode::WithAsyncMethod_Session<v1::Decode::Service> service_;
   std::map<uint64_t, std::shared_ptr<Session>> sessions_;  // by the lease table's ids
+  KvClaims claims_;
   std::string refusing_ = "starting: this decode worker has not reached its experts yet";
 };
 

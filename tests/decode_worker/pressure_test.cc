@@ -11,6 +11,11 @@ using ::testing::HasSubstr;
 
 class PressureTest : public testing::ServiceTest {
  protected:
+  void TearDown() override {
+    mine_.reset();
+    other_.reset();
+    ServiceTest::TearDown();
+  }
   /// So many blocks of 128 tokens.
   void StartWith(int blocks, int max_sequences = 4) {
     options_.max_sequences = max_sequences;
@@ -30,6 +35,19 @@ class PressureTest : public testing::ServiceTest {
     EXPECT_EQ(router.preempted[handle], static_cast<int64_t>(router.tokens[handle].size()));
     return router.tokens[handle];
   }
+  /// A request of one router has been preempted and does not come back; one of another is refused.
+  void RunToAClaim() {
+    options_.leases.heartbeat_timeout = std::chrono::hours(24);
+    StartWith(6);
+    mine_ = GreetedRouter();
+    other_ = GreetedRouter();
+    Run(*mine_, 1, State(1, 500));
+    Run(*mine_, 2, State(2, 500));
+    ReadToPreemption(*mine_, 2);
+    EXPECT_TRUE(mine_->ReadTokens(1, 500));
+    EXPECT_EQ(other_->Refusal(1, State(3, 20)).code(), StatusCode::kResourceExhausted);
+  }
+  std::unique_ptr<testing::TestRouter> mine_, other_;
 };
 
 TEST_F(PressureTest, ALeaseBeginsSmallAndGrows) {
@@ -75,6 +93,41 @@ TEST_F(PressureTest, ThePreemptedGoOnWithTheSameTokens) {
   EXPECT_TRUE(AllFree());
 }
 
+TEST_F(PressureTest, WhatOneRoutersRequestGaveUpIsNotForAnothersNewOnes) {
+  options_.leases.heartbeat_timeout = std::chrono::hours(24);
+  StartWith(6);
+  const auto mine = GreetedRouter(), other = GreetedRouter();
+  Run(*mine, 1, State(1, 500));
+  Run(*mine, 2, State(2, 500));
+  auto again = State(2, 500);
+  again.emitted = ReadToPreemption(*mine, 2);
+  EXPECT_TRUE(mine->ReadTokens(1, 500));  // there is room for all now
+  EXPECT_TRUE(Describe().load().kv_wanted());
+  const Status refused = other->Refusal(1, State(3, 20));
+  EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(StatusMessage(refused), HasSubstr("1 preempted requests of other routers wait for KV"));
+  auto resumed = State(4, 20);
+  resumed.emitted = {3};
+  other->Lease(2, resumed);  // its client has seen output as well
+  Run(*mine, 2, again);
+  other->Lease(1, State(3, 20));
+}
+
+TEST_F(PressureTest, AClaimToKvEndsWithTime) {
+  RunToAClaim();
+  clock_.Advance(KvClaims::kClaim);
+  other_->Lease(1, State(3, 20));
+  EXPECT_FALSE(Describe().load().kv_wanted());
+}
+
+TEST_F(PressureTest, AClaimToKvEndsWithItsRouter) {
+  RunToAClaim();
+  mine_.reset();
+  const Gauge& sessions = registry_.AddGauge("cachalot_decode_sessions", "");
+  EXPECT_TRUE(testing::Eventually([&] { return sessions.Value() == 1; }));
+  other_->Lease(1, State(3, 20));
+}
+
 TEST_F(PressureTest, AReaderThatReadsNothingGivesWay) {
   options_.decode.window = 200;
   StartWith(6);
@@ -88,6 +141,7 @@ TEST_F(PressureTest, AReaderThatReadsNothingGivesWay) {
   auto again = first;
   EXPECT_FALSE(slow->ReadTokens(1, SIZE_MAX, /*acknowledge=*/false));
   EXPECT_EQ(slow->preempted[1], 201) << "the first token and a window";
+  EXPECT_FALSE(Describe().load().kv_wanted()) << "it has no claim before it reads";
   again.emitted = slow->tokens[1];
   slow->preempted.clear();
   Run(*slow, 1, again);
