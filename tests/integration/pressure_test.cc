@@ -155,6 +155,24 @@ TEST_F(Pressure, SixteenStreamsInAThirdOfTheirKvGetTheirTokens) {
   EXPECT_EQ(Metric(decode_metrics_, "cachalot_decode_tokens_total"), kStreams * (kTokens - 1) - preemptions);
 }
 
+/// What one router's requests give up is not for the other's new ones, which ask again and again.
+TEST_F(Pressure, TwoRoutersShareASmallWorker) {
+  ASSERT_NO_FATAL_FAILURE(Start(kThird));
+  const auto second = cluster_->AddRouter();
+  ASSERT_TRUE(second.ok()) << second.status();
+  const std::string routers[] = {cluster_->router(), *second};
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < kStreams; ++i)
+    threads.emplace_back([&, i] {
+      client::Client client(routers[i % 2]);
+      const int tokens = i % 3 ? kTokens : kTokens / 2;
+      ExpectAnswer(i, AskUntilTaken(client, RequestOf(i, tokens)), tokens);
+    });
+  for (auto& thread : threads) thread.join();
+  ExpectNothingHeld();
+  EXPECT_GT(Metric(decode_metrics_, "cachalot_decode_preemptions_total"), 0);
+}
+
 TEST_F(Pressure, WhatDoesNotFitNowIsToRetry) {
   ASSERT_NO_FATAL_FAILURE(Start(kThird));
   client::Client client(cluster_->router());

@@ -87,6 +87,14 @@ StatusOr<std::unique_ptr<ProcessCluster>> ProcessCluster::Start(const ClusterOpt
   return cluster;
 }
 
+StatusOr<std::string> ProcessCluster::AddRouter() {
+  ASSIGN_OR_RETURN(Member member, Spawn({"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", Join(prefill_),
+                                         "--decode", Join(decode_)}));
+  ASSIGN_OR_RETURN(member.address, member.process->WaitReady(std::chrono::steady_clock::now() + kStart));
+  more_routers_.push_back(std::move(member));
+  return more_routers_.back().address;
+}
+
 StatusOr<v1::Description> ProcessCluster::Describe(const std::string& address) {
   const auto stub =
       v1::Cluster::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));

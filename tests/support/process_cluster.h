@@ -35,6 +35,9 @@ class ProcessCluster {
   Member& decode(size_t i) { return decode_[i]; }
   Member& expert(size_t i) { return experts_[i]; }
 
+  /// One more router of the same workers; its address.
+  StatusOr<std::string> AddRouter();
+
   /// A new life at the same address, from the thread that started the cluster: the old one, if it runs, is killed.
   Status Restart(Member& member);
 
@@ -50,6 +53,7 @@ class ProcessCluster {
 
   std::vector<Member> experts_, prefill_, decode_;
   Member router_;
+  std::vector<Member> more_routers_;
 };
 
 }  // namespace cachalot::testing
