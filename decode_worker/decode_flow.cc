@@ -106,6 +106,7 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
     segments_.push_back({&s.kv, {&s.token, 1}, false});
   }
   last_batch_ = batch_.size();
+  starved_ = no_room;
   if (batch_.empty()) return no_room ? Progress::kNoRoom : Progress::kIdle;
   next_ = count > batch_.size() ? (batch_.back() + 1) % count : 0;
 

@@ -68,6 +68,8 @@ class DecodeFlow {
 
   size_t running() const { return sequences_.size(); }
   size_t last_batch() const { return last_batch_; }
+  /// At the last step a sequence could have run but for KV, which nobody here could give it.
+  bool starved() const { return starved_; }
 
  private:
   struct Sequence {
@@ -100,6 +102,7 @@ class DecodeFlow {
   size_t last_batch_ = 0;
   uint64_t joined_ = 0;
   int64_t reclaim_ = 0;
+  bool starved_ = false;
   bool away_ = false;
   TimePoint away_since_;
   std::vector<Segment> segments_;

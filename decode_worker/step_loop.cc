@@ -70,6 +70,7 @@ void StepLoop::RunSteps() {
     if (stop_) return;
     const TimePoint begin = loop_.Now();
     const DecodeFlow::Progress progress = flow_->Step(tokens);
+    starved_.store(flow_->starved(), std::memory_order_relaxed);
     const bool stepped = progress == DecodeFlow::Progress::kStepped;
     if (stepped || !tokens.empty()) {
       running_.store(static_cast<int64_t>(flow_->running()), std::memory_order_relaxed);

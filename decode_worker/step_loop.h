@@ -49,6 +49,8 @@ class StepLoop {
   /// As DecodeFlow::Reclaim.
   void Reclaim(int64_t tokens);
 
+  /// Sequences wait for KV that others hold who do not run.
+  bool starved() const { return starved_.load(std::memory_order_relaxed); }
   int64_t running() const { return running_.load(std::memory_order_relaxed); }
   /// When the thread last showed that it moves.
   TimePoint alive() const { return TimePoint(Duration(alive_.load(std::memory_order_relaxed))); }
@@ -101,6 +103,7 @@ class StepLoop {
   std::vector<Message> mail_;
 
   std::atomic<int64_t> running_{0}, alive_{0};
+  std::atomic<bool> starved_{false};
 };
 
 }  // namespace cachalot

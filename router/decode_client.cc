@@ -259,6 +259,7 @@ void DecodeClient::Heard(const v1::Load& load) {
   load_.waiting_tokens = load.waiting_tokens();
   load_.free_kv_tokens = load.free_kv_tokens();
   load_.leases = load.leases();
+  load_.kv_wanted = load.kv_wanted();
 }
 
 void DecodeClient::Dispatch(const v1::SessionResponse& response) {

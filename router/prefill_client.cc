@@ -12,9 +12,10 @@ namespace {
 
 using Kind = FlowEvent::Kind;
 constexpr int kPrefillMessageBytes = 16 << 20;
-// Messages with rows of the prompt, a MiB each at most, that a client which reads slowly lets wait at the
-// router. Then the worker waits.
+// Messages with rows of the prompt, and their bytes, that a client which reads slowly lets wait at the router. Then
+// the worker waits. One message may go beyond it: 2 MiB.
 constexpr int kMaxHeld = 16;
+constexpr int64_t kMaxHeldBytes = 4 << 20;
 
 }  // namespace
 
@@ -28,6 +29,7 @@ struct PrefillClient::Running {
   rpc::Event over;
   rpc::Event room;         // a held message has been taken
   int held = 0;            // messages with rows that the flow has not taken
+  int64_t held_bytes = 0;  // theirs
   bool reads_not = false;  // until there is room
   rpc::TaskGroup watchers;
   rpc::ClientReader<v1::PrefillEvent>* stream = nullptr;
@@ -81,12 +83,15 @@ struct PrefillClient::Running {
       return;  // a sign of life
     }
     if (news.kind == Kind::kPromptLogits || news.kind == Kind::kPromptLogprobs) {
+      const auto bytes = static_cast<int64_t>(event.ByteSizeLong());
       ++held;
+      held_bytes += bytes;
       // The queue may outlive this, and this holds the queue.
-      news.hold = std::shared_ptr<void>(nullptr, [self = std::move(self)](void*) {
+      news.hold = std::shared_ptr<void>(nullptr, [self = std::move(self), bytes](void*) {
         const auto running = self.lock();
         if (!running) return;
         --running->held;
+        running->held_bytes -= bytes;
         running->room.Set();
       });
     }
@@ -106,6 +111,7 @@ class PrefillClient::Call final : public PrefillCall {
     running_->room.Set();
     running_->scope.Cancel();
   }
+  bool waits_for_reader() const override { return running_->reads_not; }
 
  private:
   std::shared_ptr<Running> running_;
@@ -235,7 +241,8 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
 /// Returns when the flow has taken enough of what it was given. The worker may be silent meanwhile: nobody
 /// reads.
 rpc::Task<void> PrefillClient::AwaitReader(rpc::Loop* loop, Running* running) {
-  while (running->held >= kMaxHeld && !running->abandoned && !loop->draining()) {
+  const auto full = [running] { return running->held >= kMaxHeld || running->held_bytes >= kMaxHeldBytes; };
+  while (full() && !running->abandoned && !loop->draining()) {
     running->reads_not = true;
     running->room.Reset();
     co_await running->room.WaitUntil(TimePoint::max());

@@ -8,6 +8,7 @@
 #include "common/base/log.h"
 #include "common/rpc/error_map.h"
 #include "router/retry_budget.h"
+#include "router/watched_write.h"
 
 namespace cachalot {
 namespace {
@@ -131,9 +132,9 @@ class Request {
 
   /// Steps 3 to 9 on one decode worker. OK: finished.
   rpc::Task<Status> RunPair() {
-    const bool cancelled = ForgetEvents();
-    if (cancelled) co_return Gone();
-    granted_ = decode_running_ = preempted_ = false;
+    ForgetEvents();
+    if (cancelled_) co_return Gone();
+    granted_ = decode_running_ = preempted_ = gave_back_ = false;
     resumed_ = started_ || !output_.empty();  // here or at another router
     early_.clear();
     // For as long as the lease lives, this is what its workers know of the output: the decode worker takes
@@ -358,11 +359,9 @@ class Request {
     return event;
   }
 
-  /// What is still queued belongs to an earlier pair. True when the client's cancellation is among it.
-  bool ForgetEvents() {
-    bool cancelled = false;
-    while (auto event = TryNext()) cancelled |= event->kind == Kind::kCancelled;
-    return cancelled;
+  /// What is still queued belongs to an earlier pair, but for the client's cancellation.
+  void ForgetEvents() {
+    while (auto event = TryNext()) cancelled_ |= event->kind == Kind::kCancelled;
   }
 
   rpc::Task<Status> AwaitGrant(size_t worker) {
@@ -420,7 +419,7 @@ class Request {
         prefill_failed_ = false;
         co_return OkStatus();
       }
-      lease_->Acknowledge(NextIndex());
+      if (lease_) lease_->Acknowledge(NextIndex());
     }
     co_return status;
   }
@@ -447,8 +446,8 @@ class Request {
         co_return WorkerError(event.error);
       case Kind::kPromptLogits: {
         if (event.attempt != attempt_) break;
-        const bool there = co_await sink_->Logits(event.first_row, std::move(event.logits));
-        co_return there ? OkStatus() : Gone();
+        Status status = co_await WriteRows(sink_->Logits(event.first_row, std::move(event.logits)));
+        co_return status;
       }
       case Kind::kPromptLogprobs: {
         if (event.attempt != attempt_) break;
@@ -502,8 +501,31 @@ class Request {
     if (known >= static_cast<int64_t>(event.logprobs.size())) co_return OkStatus();
     std::vector<TokenLogprobs> entries(event.logprobs.begin() + known, event.logprobs.end());
     next_prompt_logprob_ = first + static_cast<int64_t>(entries.size());
-    const bool there = co_await sink_->PromptLogprobs(first, std::move(entries));
-    co_return there ? OkStatus() : Gone();
+    Status status = co_await WriteRows(sink_->PromptLogprobs(first, std::move(entries)));
+    co_return status;
+  }
+
+  rpc::Task<Status> WriteRows(rpc::Task<bool> write) {
+    const bool there = co_await WatchedWrite(context_->loop, std::move(write), context_->options.reader_patience,
+                                             [this] { return GiveBack(); });
+    if (!there) co_return Gone();
+    if (!gave_back_) co_return OkStatus();
+    preempted_ = true;  // by us: a decode worker preempts only what runs
+    co_return Aborted("the client took none of the prompt's rows for " +
+                      std::to_string(Seconds(context_->options.reader_patience)) +
+                      " s while others waited for KV of the decode worker");
+  }
+
+  /// A client that does not read must not keep KV from those who would run, nor rows in our memory.
+  bool GiveBack() {
+    const bool waits = prefill_ && prefill_->waits_for_reader();
+    const bool wanted = context_->line.size() > 0 || context_->decode->worker(decode_worker_).load().kv_wanted;
+    if (!waits || !wanted) return false;
+    prefill_.reset();
+    filling_ = {};
+    lease_.reset();
+    ForgetEvents();
+    return gave_back_ = true;
   }
 
   rpc::Task<Status> Emit(FlowEvent& event, std::vector<int32_t>& tokens) {
@@ -556,6 +578,8 @@ class Request {
   bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false;
   bool prefill_untaken_ = false;  // the one that failed: no worker had begun it
   bool preempted_ = false;  // on this pair
+  bool gave_back_ = false;  // on this pair: its client does not read
+  bool cancelled_ = false;
   bool resumed_ = false;    // this pair continues what the client has seen accepted
   std::optional<ResumeLine::Place> place_;
   Duration patience_, backoff_{};

@@ -63,6 +63,8 @@ struct FlowOptions {
   /// How long the first of the line believes reports that no worker has KV for it; then it asks one, and
   /// doubles this.
   Duration resume_patience = std::chrono::seconds(1);
+  /// How long a client may take none of the prompt's rows while its prefill waits for that and others wait for the KV.
+  Duration reader_patience = std::chrono::seconds(5);
   /// Times in a row that full prefill workers may refuse a request which waited for KV; 1 s apart at last.
   int max_prefill_refusals = 30;
   /// Requests at once; one more is refused with RESOURCE_EXHAUSTED.

@@ -55,6 +55,8 @@ class DecodeCall {
 class PrefillCall {
  public:
   virtual ~PrefillCall() = default;
+  /// The worker goes on only when the client has taken some of its rows.
+  virtual bool waits_for_reader() const { return false; }
 };
 
 struct WorkerLoad {
@@ -64,6 +66,7 @@ struct WorkerLoad {
   int64_t leases = 0;  // decode: all that hold KV, running or not
   /// Decode: KV that a sequence gets at first behind its context (FirstKvTokens). Unless it says so: all.
   int64_t reserve_ahead = std::numeric_limits<int64_t>::max();
+  bool kv_wanted = false;  // decode: somebody, of whatever router, waits for KV there
 };
 
 class DecodeWorker {

@@ -184,8 +184,10 @@ TEST_F(PressureTest, TheOldestWaitsForALeaseThatIsStillFilled) {
   filled.prompt.assign(700, 3);
   router->Lease(2, filled);
   EXPECT_TRUE(router->ReadTokens(1, 230));
+  EXPECT_TRUE(testing::Eventually([&] { return Describe().load().kv_wanted(); }));
   EXPECT_TRUE(router->Close(2));  // its prefill has failed
   EXPECT_TRUE(router->ReadTokens(1, 600));
+  EXPECT_FALSE(Describe().load().kv_wanted());
   EXPECT_EQ(router->tokens[1], engine_.Generate(State(1, 600)));
   EXPECT_TRUE(AllFree());
 }

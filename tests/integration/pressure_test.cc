@@ -89,10 +89,11 @@ class Pressure : public ::testing::Test {
       answers_.push_back(EmbeddedAnswer(*embedded, RequestOf(i, Slow(i) ? kSlowTokens : kTokens)));
   }
   /// A decode worker with so many blocks of KV.
-  void Start(int blocks) {
+  void Start(int blocks, std::vector<std::string> prefill_flags = {}) {
     ASSERT_EQ(answers_.size(), size_t{kStreams});
     cluster_ =
         MustStart({.model = DemoDirectory(),
+                   .prefill_flags = std::move(prefill_flags),
                    .decode_flags = {"--kv-tokens", std::to_string((blocks - kStreams) * kBlock),
                                     "--max-sequences", std::to_string(kStreams), "--reserve-ahead-tokens",
                                     "32", "--window", "48", "--metrics-listen", decode_metrics_},
@@ -235,17 +236,23 @@ class UnreadStream {
     request.set_max_tokens(*wanted.max_tokens);
     request.set_ignore_eos(true);
     request.set_logprobs(20);  // 140 bytes a token: more than the router's end of a connection takes, 64 KiB
+    if (wanted.prompt_logprobs) request.set_prompt_logprobs(*wanted.prompt_logprobs);
     reader_ = stub_->Generate(&context_, request);
   }
   Output Read() {
     Output output;
     v1::GenerateResponse response;
-    while (reader_->Read(&response))
+    while (reader_->Read(&response)) {
       output.ids.insert(output.ids.end(), response.tokens().ids().begin(), response.tokens().ids().end());
+      if (!response.has_prompt_logprobs()) continue;
+      EXPECT_EQ(response.prompt_logprobs().first(), prompt_rows + 1);
+      prompt_rows += response.prompt_logprobs().entries_size();
+    }
     const grpc::Status status = reader_->Finish();
     output.status = {static_cast<int>(status.error_code()), status.error_message()};
     return output;
   }
+  int prompt_rows = 0;  // that it has read
 
  private:
   grpc::ClientContext context_;
@@ -281,6 +288,32 @@ class SlowReaders : public Pressure {
     ExpectNothingHeld();
   }
 };
+
+/// The hand-off of its KV does not wait for its reader; what runs beside it needs more than it leaves.
+TEST_F(SlowReaders, OfPromptRowsHoldUpNobodyElse) {
+  constexpr int kPrompt = 3840;  // 540 KB of rows
+  ASSERT_NO_FATAL_FAILURE(Start(kPrompt / kBlock + 3, {"--max-chunk-tokens", "16"}));
+  auto wanted = IdsRequest(std::vector<int32_t>(kPrompt, 9), 40, 1.f, 7);
+  for (int i = 0; i < kPrompt; ++i) (*wanted.token_ids)[i] = 7 + i * 31 % 4000;
+  wanted.prompt_logprobs = 20;
+  wanted.frequency_penalty = 0.f;
+  wanted.repetition_penalty = 1.f;
+  wanted.timeout_ms = 200'000;
+  const auto embedded = MustLoad(DemoDirectory());
+  ASSERT_TRUE(embedded);
+  const auto answer = EmbeddedTokens(*embedded, wanted);
+  UnreadStream unread(cluster_->router(), wanted);
+  const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+  while (Metric(decode_metrics_, "cachalot_decode_requests_total") < 1)
+    ASSERT_LT(std::chrono::steady_clock::now(), end);
+  client::Client client(cluster_->router());
+  ExpectAnswer(1, AskUntilTaken(client, RequestOf(1)));
+  const Output output = unread.Read();
+  EXPECT_TRUE(output.status.ok()) << output.status.message;
+  EXPECT_EQ(output.ids, answer);
+  EXPECT_EQ(unread.prompt_rows, kPrompt - 1);
+  ExpectNothingHeld();
+}
 
 TEST_F(SlowReaders, HoldUpNobodyElse) {
   Run(kStreams * kSlowBlocks);

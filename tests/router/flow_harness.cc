@@ -24,6 +24,7 @@ class CallHandle final : public PrefillCall {
  public:
   explicit CallHandle(FakePrefill::Call* call) : call_(call) {}
   ~CallHandle() override { call_->open = false; }
+  bool waits_for_reader() const override { return call_->waits_for_reader; }
 
  private:
   FakePrefill::Call* call_;
@@ -100,6 +101,12 @@ void FakePrefill::Call::Logits(int64_t first_row, std::vector<float> rows) {
   event.logits = std::move(rows);
   Push(std::move(event));
 }
+void FakePrefill::Call::PromptRows(int64_t first, int64_t count) {
+  FlowEvent event = EventOf(Kind::kPromptLogprobs, options.attempt);
+  event.first_row = first;
+  event.logprobs.resize(static_cast<size_t>(count));
+  Push(std::move(event));
+}
 void FakePrefill::Call::Commit() { Push(EventOf(Kind::kCommitted, options.attempt)); }
 void FakePrefill::Call::Fail(Status error, bool untaken) {
   FlowEvent event = EventOf(Kind::kPrefillFailed, options.attempt);
@@ -146,8 +153,20 @@ rpc::Task<bool> FakeClient::Tokens(std::vector<int32_t> tokens) {
 }
 
 rpc::Task<bool> FakeClient::Logits(int64_t first_row, std::vector<float> values) {
+  busy = true;
+  co_await go_on.WaitUntil(TimePoint::max());
+  busy = false;
   if (refuses_logits) co_return false;
   rows.emplace_back(first_row, std::move(values));
+  co_return true;
+}
+
+rpc::Task<bool> FakeClient::PromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) {
+  busy = true;
+  co_await go_on.WaitUntil(TimePoint::max());
+  busy = false;
+  if (refuses_tokens) co_return false;
+  for (size_t i = 0; i < entries.size(); ++i) prompt_rows.push_back(first + static_cast<int64_t>(i));
   co_return true;
 }
 

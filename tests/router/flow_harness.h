@@ -66,9 +66,12 @@ class FakePrefill final : public PrefillWorker {
     PrefillOptions options;
     std::shared_ptr<FlowQueue> queue;
     bool open = true;
+    bool waits_for_reader = false;
 
     void FirstToken(FinishReason finish = FinishReason::kNone);
     void Logits(int64_t first_row, std::vector<float> rows);
+    /// Log probabilities of prompt tokens [first, first + count).
+    void PromptRows(int64_t first, int64_t count);
     void Commit();
     /// `untaken`: before the worker has said anything.
     void Fail(Status error, bool untaken = false);
@@ -102,6 +105,7 @@ class FakeClient final : public FlowSink {
   rpc::Task<bool> Started() override;
   rpc::Task<bool> Tokens(std::vector<int32_t> tokens) override;
   rpc::Task<bool> Logits(int64_t first_row, std::vector<float> rows) override;
+  rpc::Task<bool> PromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) override;
 
   /// What it has, in order.
   std::vector<int32_t> tokens() const;
@@ -109,6 +113,7 @@ class FakeClient final : public FlowSink {
   int started = 0;
   std::vector<std::vector<int32_t>> messages;
   std::vector<std::pair<int64_t, std::vector<float>>> rows;
+  std::vector<int64_t> prompt_rows;  // tokens whose log probabilities it has, in order
   bool refuses_start = false, refuses_tokens = false, refuses_logits = false;
   rpc::Event go_on;   // reset: it reads nothing
   bool busy = false;  // somebody waits for go_on

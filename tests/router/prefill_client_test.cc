@@ -116,6 +116,23 @@ TEST_F(PrefillClientTest, AFlowThatTakesNoRowsHoldsUpItsWorkerOnly) {
   EXPECT_TRUE(EventuallyNoCall());
 }
 
+TEST_F(PrefillClientTest, RowsThatWaitForTheFlowAreBoundedInBytes) {
+  ConnectWell();
+  Start();
+  EXPECT_FALSE(OnLoop([&] { return call_->waits_for_reader(); }));
+  for (int i = 0; i < 10; ++i) {
+    v1::PrefillEvent logits;
+    logits.mutable_logits()->set_values(std::string((3 << 20) / 2, '\0'));
+    server_->Send(logits);
+  }
+  ASSERT_TRUE(Eventually([&] { return OnLoop([&] { return call_->waits_for_reader(); }); }));
+  EXPECT_EQ(OnLoop([&] { return queue_->size(); }), 3u) << "4 MiB and the rest of a message";
+  EXPECT_EQ(Next(queue_).kind, Kind::kPromptLogits);
+  EXPECT_TRUE(Eventually([&] { return OnLoop([&] { return queue_->size() == 3 && call_->waits_for_reader(); }); }));
+  for (int i = 0; i < 9; ++i) EXPECT_EQ(Next(queue_).kind, Kind::kPromptLogits);
+  EXPECT_FALSE(OnLoop([&] { return call_->waits_for_reader(); }));
+}
+
 TEST_F(PrefillClientTest, AFlowThatTakesNoRowsMayLeave) {
   ConnectWell();
   Start();
