@@ -348,6 +348,7 @@ v1::Load SessionService::CurrentLoad() const {
   load.set_used_kv_blocks(pools_.used_blocks());
   load.set_leases(static_cast<int64_t>(leases_.size()));
   load.set_kv_wanted(step_.starved() || claims_.wanted(leases_.Now()));
+  load.set_not_serving(refusing_);
   if (!refusing_.empty()) {  // what becomes free is nobody's: a preempted sequence goes elsewhere or waits
     load.set_free_kv_tokens(0);
     load.set_leases(std::max<int64_t>(load.leases(), 1));

@@ -99,6 +99,7 @@ rpc::Task<Status> PrefillService::Describe(rpc::ServerCall&, const v1::DescribeR
   load->set_waiting_tokens(waiting);
   load->set_free_kv_tokens(pools_->free_tokens());
   load->set_used_kv_blocks(pools_->used_blocks());
+  load->set_not_serving(NotServing());
   co_return OkStatus();
 }
 
@@ -131,10 +132,14 @@ Status PrefillService::CheckRequest(const v1::PrefillRequest& request) const {
   return OkStatus();
 }
 
-StatusOr<PrefillService::Admitted> PrefillService::Admit(const v1::PrefillRequest& request) {
+std::string PrefillService::NotServing() const {
   const Phase phase = phase_.load();
-  if (phase == Phase::kStarting) return Unavailable("this prefill worker is starting: it has no experts yet");
-  if (phase == Phase::kDraining) return Unavailable("this prefill worker is draining");
+  if (phase == Phase::kStarting) return "starting: this prefill worker has not reached its experts yet";
+  return phase == Phase::kDraining ? "draining: this prefill worker takes no new requests" : "";
+}
+
+StatusOr<PrefillService::Admitted> PrefillService::Admit(const v1::PrefillRequest& request) {
+  if (const std::string why = NotServing(); !why.empty()) return Unavailable(why);
   RETURN_IF_ERROR(CheckRequest(request));
   Admitted admitted;
   ASSIGN_OR_RETURN(admitted.state, FromProto(request.state(), config_.vocab_size));

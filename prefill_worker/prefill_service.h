@@ -62,6 +62,8 @@ class PrefillService {
                              v1::Description* description);
   rpc::Task<Status> Prefill(rpc::ServerCall& call, const v1::PrefillRequest& request, Writer& writer);
 
+  /// Why new calls are refused; empty: they are not.
+  std::string NotServing() const;
   StatusOr<Admitted> Admit(const v1::PrefillRequest& request);
   Status CheckRequest(const v1::PrefillRequest& request) const;
   void StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, Admitted admitted, Job* job);

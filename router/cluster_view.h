@@ -56,6 +56,11 @@ inline std::string OutputIdentity(const v1::Compat& compat) {
   return compat.weights() + "/" + compat.mode() + "/" + compat.numerics();
 }
 
+/// UNAVAILABLE while a worker that answers takes no new work: requests that would be refused are not sent to it.
+inline Status ServingBy(const v1::Load& load) {
+  return load.not_serving().empty() ? OkStatus() : Unavailable(load.not_serving());
+}
+
 /// FAILED_PRECONDITION names both roles.
 inline Status CheckRole(v1::Role wanted, v1::Role got) {
   const auto name = [](v1::Role role) {

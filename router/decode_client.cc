@@ -237,9 +237,9 @@ void DecodeClient::Send(v1::SessionRequest request) {
 std::unique_ptr<DecodeCall> DecodeClient::Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) {
   const uint64_t handle = next_handle_++;
   auto call = std::make_unique<Call>(this, handle, std::move(queue));
-  if (!health_.ok()) {
+  if (const Status sick = health(); !sick.ok()) {
     calls_.erase(handle);
-    call->Failed(health_);
+    call->Failed(sick);
     return call;
   }
   v1::SessionRequest request;
@@ -260,12 +260,17 @@ void DecodeClient::Heard(const v1::Load& load) {
   load_.free_kv_tokens = load.free_kv_tokens();
   load_.leases = load.leases();
   load_.kv_wanted = load.kv_wanted();
+  const Status serving = Annotate(ServingBy(load), "decode worker " + address_);
+  if (StatusMessage(serving) == StatusMessage(serving_)) return;
+  serving_ = serving;
+  LogInfo(serving.ok() ? "decode worker " + address_ + " is ready" : StatusMessage(serving));
 }
 
 void DecodeClient::Dispatch(const v1::SessionResponse& response) {
   switch (response.message_case()) {
     case v1::SessionResponse::kHello:
       load_ = {};
+      serving_ = Unavailable("connecting");
       if (response.hello().has_reserve_ahead_tokens())
         load_.reserve_ahead = std::max<int64_t>(0, response.hello().reserve_ahead_tokens());
       Heard(response.hello().load());
@@ -275,7 +280,6 @@ void DecodeClient::Dispatch(const v1::SessionResponse& response) {
         session_->news.Set();
       }
       health_ = OkStatus();
-      LogInfo("decode worker " + address_ + " is ready");
       break;
     case v1::SessionResponse::kGranted:
       if (response.granted().has_load()) Heard(response.granted().load());

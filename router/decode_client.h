@@ -47,7 +47,7 @@ class DecodeClient final : public DecodeWorker, public MemberClient {
   bool Rejoin() override;
 
   const std::string& name() const override { return address_; }
-  Status health() const override { return health_; }
+  Status health() const override { return health_.ok() ? serving_ : health_; }
   WorkerLoad load() const override { return load_; }
   std::unique_ptr<DecodeCall> Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) override;
 
@@ -76,7 +76,8 @@ class DecodeClient final : public DecodeWorker, public MemberClient {
   std::unique_ptr<v1::Decode::Stub> stub_;
   std::unique_ptr<v1::Cluster::Stub> describe_stub_;
   Session* session_ = nullptr;
-  Status health_ = Unavailable("not connected yet");
+  Status health_ = Unavailable("not connected yet");  // of the connection
+  Status serving_;                                    // by what it said last
   WorkerLoad load_;
   v1::Description description_;  // the last one that was admitted
   bool stopped_ = false, left_ = false;

@@ -139,6 +139,7 @@ rpc::Task<void> PrefillClient::Run() {
     if (stopped_) break;
     if (status.ok()) status = CheckRole(v1::ROLE_PREFILL, description->role());
     if (status.ok()) status = Admit(*description);
+    if (status.ok()) status = ServingBy(description->load());
     if (status.ok() && !health_.ok()) LogInfo("prefill worker " + address_ + " is ready");
     const bool unfit = status.code() == StatusCode::kFailedPrecondition &&
                        StatusMessage(status) != StatusMessage(health_);

@@ -376,6 +376,27 @@ TEST_F(DecodeClientTest, ASessionThatTheWorkerRefusesNamesItsReason) {
   })) << StatusMessage(Health(*client_));
 }
 
+TEST_F(DecodeClientTest, AWorkerThatTakesNoNewWorkIsSickUntilItDoes) {
+  server_->Script([this] { server_->description.mutable_load()->set_not_serving("starting"); });
+  Connect();
+  EXPECT_TRUE(Eventually([&] { return StatusMessage(Health(*client_)).find("starting") != std::string::npos; }));
+  const auto queue = NewQueue();
+  Open(queue);
+  EXPECT_EQ(Next(queue).error.code(), StatusCode::kUnavailable);
+  EXPECT_TRUE(server_->Received(Message::kOpen).empty()) << "a request that would be refused was sent";
+  v1::SessionResponse beat;
+  beat.mutable_heartbeat()->mutable_load()->set_free_kv_tokens(77);
+  server_->Send(beat);
+  EXPECT_TRUE(EventuallyHealthy(*client_));
+  const auto runs = NewQueue();
+  const uint64_t handle = Open(runs);
+  beat.mutable_heartbeat()->mutable_load()->set_not_serving("draining");
+  server_->Send(beat);
+  EXPECT_TRUE(EventuallySick(*client_));
+  server_->SendTokens({handle}, 0, 9);
+  EXPECT_EQ(Next(runs).token, 9) << "what runs goes on";
+}
+
 TEST_F(DecodeClientTest, NoHelloNoWork) {
   server_->Script([this] { server_->answers_hello = false; });
   Connect();

@@ -251,6 +251,14 @@ TEST_F(PrefillClientTest, AWorkerThatOnlyPassesOnATroubleIsSoonHealthyAgain) {
   EXPECT_TRUE(EventuallyHealthy(*client_));
 }
 
+TEST_F(PrefillClientTest, AWorkerThatTakesNoNewWorkIsSickUntilItDoes) {
+  server_->Script([this] { server_->description.mutable_load()->set_not_serving("starting: no experts yet"); });
+  Connect();
+  EXPECT_TRUE(Eventually([&] { return StatusMessage(Health(*client_)).find("no experts yet") != std::string::npos; }));
+  server_->Script([this] { server_->description.mutable_load()->clear_not_serving(); });
+  EXPECT_TRUE(EventuallyHealthy(*client_));
+}
+
 TEST_F(PrefillClientTest, ADeadWorkerIsSickUntilItIsBack) {
   ConnectWell();
   Start();
