@@ -5,11 +5,26 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "common/config/values.h"
+#include "common/discovery/seed.h"
+
 namespace cachalot::cli {
+namespace {
+
+/// gRPC would wait for the wrong port or print lines of its own.
+Status CheckRouters(const std::string& list) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> addresses, ParseList(list));
+  for (const std::string& address : addresses)
+    if (!address.starts_with("dns:")) RETURN_IF_ERROR(CheckAddress(address));
+  return OkStatus();
+}
+
+}  // namespace
 
 void Target::AddTo(ConfigSchema& schema) {
   schema.Add("model", &model, "checkpoint directory: run embedded in this process");
-  schema.Add("router", &router, "routers, host:port,host:port: run there; when one dies the next goes on");
+  schema.Add("router", &router, "routers, host:port,host:port: run there; when one dies the next goes on",
+             [](const std::string& list) { return list.empty() ? OkStatus() : CheckRouters(list); });
   schema.Add("mode", &mode, "numeric mode of the embedded mode; a router has its own", OneOf({"exact", "bf16"}));
   schema.Add("kernels", &kernels, "back end of the embedded mode", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &threads, "compute threads of the embedded mode", Range(1, 256));

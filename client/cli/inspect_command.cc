@@ -239,7 +239,7 @@ int InspectCommand(const std::vector<std::string>& words) {
   if (parsed->help) return std::puts(schema.Help().c_str()), 0;
   if (parsed->positional.size() != 1)
     return Report("inspect", InvalidArgument("wanted one checkpoint directory, got " +
-                                             std::to_string(parsed->positional.size())));
+                                             std::to_string(parsed->positional.size()) + ": cachalot inspect DIR"));
   const auto in = Inspect(parsed->positional[0], context, shards);
   if (!in.ok()) return Report("inspect", in.status());
   if (json) return std::puts(InspectionJson(*in).dump(2).c_str()), 0;

@@ -18,8 +18,9 @@ StatusOr<std::unique_ptr<EmbeddedModel>> EmbeddedModel::Load(const EmbeddedOptio
   ASSIGN_OR_RETURN(embedded->tokenizer_, LoadTokenizerIfPresent(options.model));
   embedded->threads_ = std::make_unique<ThreadPool>(options.threads);
   embedded->model_ = std::make_unique<Model>(weights, *kernels, *embedded->threads_);
-  embedded->pools_ = std::make_unique<BlockPools>(KvLayout(KvShapeOf(weights->config, kernels->mode)), options.max_sequences,
-                                                  options.kv_tokens);
+  const KvLayout layout(KvShapeOf(weights->config, kernels->mode));
+  RETURN_IF_ERROR(CheckKvMemory(layout, options.max_sequences, options.kv_tokens));
+  embedded->pools_ = std::make_unique<BlockPools>(layout, options.max_sequences, options.kv_tokens);
   embedded->prefixes_ = MakePrefixStore(*embedded->model_, embedded->pools_->layout(), options.prefix_cache);
   embedded->experts_ = std::make_unique<LocalExperts>(ExpertTable(*weights), *kernels, *embedded->threads_,
                                                       weights->config.swiglu_limit);

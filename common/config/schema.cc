@@ -1,6 +1,7 @@
 #include "common/config/schema.h"
 
 #include <algorithm>
+#include <exception>
 #include <limits>
 #include <utility>
 
@@ -73,7 +74,7 @@ StatusOr<YAML::Node> LoadYaml(const std::string& path) {
     return root;
   } catch (const YAML::BadFile&) {
     return InvalidArgument("--config: cannot read '" + path + "'");
-  } catch (const YAML::Exception& error) {
+  } catch (const std::exception& error) {  // of YAML, or of the stream: a directory
     return InvalidArgument(path + ": " + error.what());
   }
 }
@@ -263,7 +264,8 @@ StatusOr<ParsedArgs> ConfigSchema::Parse(const std::vector<std::string>& words) 
     }
   }
   if (!takes_positional_ && !args.positional.empty())
-    return InvalidArgument("unexpected argument \"" + args.positional[0] + "\"");
+    return InvalidArgument("unexpected argument \"" + args.positional[0] +
+                           "\": it belongs to no flag (a value with spaces stands in quotes)");
   // The file first, so that the flags win; but --config itself comes from the flags.
   for (const FlagValue& flag : flags) {
     if (flag.entry->name == "config") RETURN_IF_ERROR(Set(flag.entry, flag.value, "--config"));

@@ -18,7 +18,10 @@ struct Seed {
   bool dns() const { return !name.empty(); }
 };
 
-/// "dns:NAME:PORT" is a name, everything else an address. INVALID_ARGUMENT for a name without a port, or what
+/// HOST:PORT, or a target of one of gRPC's own forms (unix:PATH). INVALID_ARGUMENT for anything else.
+Status CheckAddress(const std::string& text);
+
+/// "dns:NAME:PORT" is a name, everything else an address. INVALID_ARGUMENT for either without a port, or what
 /// gRPC would resolve by itself (dns:///…): it would take a name's addresses for one member.
 StatusOr<Seed> ParseSeed(const std::string& text);
 StatusOr<std::vector<Seed>> ParseSeeds(const std::vector<std::string>& texts);

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "common/base/check.h"
 
@@ -87,18 +91,54 @@ void SequenceKv::Release() {
   tokens_ = capacity_ = written_ = placed_ = 0;
 }
 
+namespace {
+
+int64_t BlocksOf(const PoolSpec& spec, int max_sequences, int64_t max_tokens) {
+  if (spec.layers.empty()) return 0;
+  // A sequence may leave its last block of an append-only pool part empty: one more each.
+  return spec.ring ? max_sequences : max_tokens / spec.ratio / spec.rows_per_block + max_sequences;
+}
+
+using Memory = std::unique_ptr<std::byte[], void (*)(std::byte*)>;
+
+Memory MakeMemory(int64_t bytes) {
+  return {static_cast<std::byte*>(std::calloc(static_cast<size_t>(std::max<int64_t>(bytes, 4)), 1)),
+          [](std::byte* memory) { std::free(memory); }};
+}
+
+}  // namespace
+
+Status CheckKvMemory(const KvLayout& layout, int max_sequences, int64_t max_tokens) {
+  constexpr int64_t kMostBytes = int64_t{1} << 46;  // no address space has more; sanitizers abort when asked for it
+  int64_t bytes = 0;
+  bool fits = true;
+  for (int p = 0; p < kPoolCount; ++p) {
+    const PoolSpec& spec = layout.pool(static_cast<PoolTag>(p));
+    const int64_t blocks = BlocksOf(spec, max_sequences, max_tokens);
+    bytes += blocks * spec.block_bytes();
+    fits &= blocks <= std::numeric_limits<int32_t>::max() && bytes <= kMostBytes;
+  }
+  std::vector<Memory> held;
+  for (int p = 0; p < kPoolCount && fits; ++p) {
+    const PoolSpec& spec = layout.pool(static_cast<PoolTag>(p));
+    held.push_back(MakeMemory(BlocksOf(spec, max_sequences, max_tokens) * spec.block_bytes()));
+    fits = held.back() != nullptr;
+  }
+  if (fits) return OkStatus();
+  return ResourceExhausted("no memory for " + std::to_string(bytes) + " bytes of KV, which " +
+                           std::to_string(max_tokens) + " tokens and " + std::to_string(max_sequences) +
+                           " sequences need: lower --kv-tokens or --max-sequences");
+}
+
 BlockPools::BlockPools(KvLayout layout, int max_sequences, int64_t max_tokens) : layout_(std::move(layout)) {
   for (int p = 0; p < kPoolCount; ++p) {
     const PoolSpec& spec = layout_.pool(static_cast<PoolTag>(p));
     if (spec.layers.empty()) continue;
-    const int64_t rows = max_tokens / spec.ratio;
-    // A sequence may leave its last block of an append-only pool part empty: one more each.
-    const int64_t blocks = spec.ring ? max_sequences : rows / spec.rows_per_block + max_sequences;
+    const int64_t blocks = BlocksOf(spec, max_sequences, max_tokens);
     Pool& pool = pools_[p];
     pool.total = static_cast<int32_t>(blocks);
-    const size_t bytes = static_cast<size_t>(std::max<int64_t>(blocks * spec.block_bytes(), 4));
-    pool.memory = {static_cast<std::byte*>(std::calloc(bytes, 1)), [](std::byte* memory) { std::free(memory); }};
-    CHECK_MSG(pool.memory != nullptr, "no memory for " + std::to_string(bytes) + " bytes of KV");
+    pool.memory = MakeMemory(blocks * spec.block_bytes());
+    CHECK_MSG(pool.memory != nullptr, "no memory for " + std::to_string(blocks * spec.block_bytes()) + " bytes of KV");
     for (int64_t b = blocks - 1; b >= 0; --b) pool.free.push_back(static_cast<int32_t>(b));
     total_ += blocks;
   }

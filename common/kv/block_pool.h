@@ -74,6 +74,9 @@ class SequenceKv {
   int64_t placed_ = 0;   // tokens of the hand-off; its window and state rows serve no n below
 };
 
+/// RESOURCE_EXHAUSTED when BlockPools could not be made so large.
+Status CheckKvMemory(const KvLayout& layout, int max_sequences, int64_t max_tokens);
+
 /// All KV memory of a process. Thread-safe but for the rows themselves.
 class BlockPools {
  public:

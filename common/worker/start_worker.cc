@@ -1,6 +1,8 @@
 #include "common/worker/start_worker.h"
 
 #include "common/cluster/assets.h"
+#include "common/kv/block_pool.h"
+#include "common/model/forward.h"
 #include "common/moe/connect_experts.h"
 
 namespace cachalot {
@@ -11,6 +13,8 @@ StatusOr<std::unique_ptr<LoadedWorker>> LoadWorker(const WorkerConfig& config) {
   ASSIGN_OR_RETURN(loaded->weights, ModelWeights::Load(config.model, config.local_experts()
                                                                          ? WeightSelection::All()
                                                                          : WeightSelection::DenseOnly()));
+  const KvLayout layout(KvShapeOf(loaded->weights->config, loaded->kernels->mode));
+  RETURN_IF_ERROR(CheckKvMemory(layout, config.max_sequences, config.kv_tokens));
   ASSIGN_OR_RETURN(loaded->assets, ReadModelAssets(config.model));
   ASSIGN_OR_RETURN(loaded->metrics_server, MetricsServer::Start(config.metrics_listen, loaded->registry));
   return loaded;

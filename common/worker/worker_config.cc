@@ -13,7 +13,11 @@ void AddFlags(ConfigSchema& schema, WorkerConfig* config) {
   schema.Add("model", &config->model, "directory of the checkpoint", NotEmpty());
   schema.Add("experts", &config->experts,
              "expert services: host:port, or dns:NAME:PORT for the addresses of a name; or local: in this process",
-             [](const std::vector<std::string>& texts) { return ParseSeeds(texts).status(); });
+             [](const std::vector<std::string>& texts) {
+               for (const std::string& text : texts)
+                 if (text != "local") RETURN_IF_ERROR(ParseSeed(text).status());
+               return OkStatus();
+             });
   schema.Add("dns-server", &config->dns_server, "ip:port of the DNS server; empty: as the system has it",
              [](const std::string& servers) { return AresResolver::Make({.servers = servers}).status(); });
   schema.Add("kernels", &config->kernels, "auto, cpu or ref", OneOf({"auto", "cpu", "ref"}));

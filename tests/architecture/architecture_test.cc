@@ -38,7 +38,7 @@ const std::map<std::string, Names>& Allowed() {
       {"common/cluster", {"common/engine", "common/model", "common/kernels", "common/kv", "common/sampling",
                           "common/rpc", "common/base", "protos"}},
       {"common/worker", {"common/base", "common/cluster", "common/config", "common/discovery", "common/kernels",
-                         "common/metrics", "common/model", "common/moe", "common/process", "common/rpc", "protos"}},
+                         "common/kv", "common/metrics", "common/model", "common/moe", "common/process", "common/rpc", "protos"}},
       {"client/sdk", {"protos"}},
       {"client/embedded", {"common", "router", "prefill_worker", "decode_worker"}},
       {"client/cli", {"common", "client/sdk", "client/embedded", "router", "prefill_worker", "decode_worker",

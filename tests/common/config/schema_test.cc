@@ -63,7 +63,8 @@ TEST_F(SchemaTest, AbsentMeansDefault) {
 
 TEST_F(SchemaTest, RefusesWordsThatNoFlagTakes) {
   const auto args = Parse({"--max-batch", "1", "2"});
-  EXPECT_EQ(args.status(), InvalidArgument("unexpected argument \"2\""));
+  EXPECT_EQ(args.status(), InvalidArgument("unexpected argument \"2\": it belongs to no flag (a value with spaces "
+                                           "stands in quotes)"));
 }
 
 TEST_F(SchemaTest, ReadsEveryKindOfFlag) {
@@ -127,6 +128,7 @@ TEST_F(SchemaTest, RefusesBadFlagsByName) {
       {{"--numeric-mode=fp8"}, "--numeric-mode", "one of exact,bf16"},
       {{"--listen="}, "--listen", "not be empty"},
       {{"--config=/nonexistent.yaml"}, "--config", "/nonexistent.yaml"},
+      {{"--config=/"}, "/: ", "directory"},
   };
   for (const auto& bad : cases) {
     const Status status = Parse(bad.words).status();

@@ -6,7 +6,7 @@ namespace cachalot::testing {
 namespace {
 
 TEST(Seed, AnAddressStaysWhatItIs) {
-  for (const char* text : {"127.0.0.1:80", "host:1", "[::1]:80", "unix:/tmp/x", "host"}) {
+  for (const char* text : {"127.0.0.1:80", "host:1", "[::1]:80", "unix:/tmp/x", "ipv4:10.0.0.1:80,10.0.0.2:80"}) {
     const auto seed = ParseSeed(text);
     ASSERT_TRUE(seed.ok()) << seed.status();
     EXPECT_FALSE(seed->dns());
@@ -32,6 +32,15 @@ TEST(Seed, WhatIsNoNameWithAPortIsRefused) {
   }
   EXPECT_FALSE(ParseSeeds({"a:1", "dns:x"}).ok());
   EXPECT_EQ(ParseSeeds({"a:1", "dns:x:2"})->size(), 2u);
+}
+
+TEST(Seed, WhatIsNoAddressIsRefused) {
+  for (const char* text : {"", "host", "host:", ":80", "host:0", "host:65536", "host:8x", "::1:80", "[::1]", "a b:80",
+                           "http://host:80", "https://host"}) {
+    const auto seed = ParseSeed(text);
+    EXPECT_EQ(seed.status().code(), StatusCode::kInvalidArgument) << text;
+    EXPECT_THAT(StatusMessage(seed.status()), ::testing::HasSubstr("wanted HOST:PORT")) << text;
+  }
 }
 
 TEST(Seed, AddressesOfBothFamilies) {
