@@ -169,6 +169,7 @@ void StreamsOutliveARestart(ProcessCluster& cluster, ProcessCluster::Member& mem
   std::vector<std::vector<int32_t>> answers;
   for (uint32_t i = 0; i < kStreams; ++i) {
     requests.push_back(IdsRequest(RandomIds(prompt + i, 50 + i), max_tokens, i % 2 ? 1.f : 0.f, i));
+    requests.back().timeout_ms = 200'000;
     answers.push_back(EmbeddedTokens(*embedded, requests.back()));
   }
   std::atomic<size_t> tokens = 0, started = 0, over = 0;
@@ -207,7 +208,7 @@ void StreamsOutliveARestart(ProcessCluster& cluster, ProcessCluster::Member& mem
 TEST(Restart, StreamsOutliveTheOnlyDecodeWorkers) {
   const auto cluster = MustStart({.model = DemoDirectory()});
   ASSERT_TRUE(cluster);
-  StreamsOutliveARestart(*cluster, cluster->decode(0), 20, 300, 400);
+  StreamsOutliveARestart(*cluster, cluster->decode(0), 20, 200, 400);
 }
 
 TEST(Restart, StreamsOutliveTheOnlyPrefillWorkers) {
