@@ -19,7 +19,7 @@ Status CheckHolds(const BlockPools& pools, const SequenceState& state) {
 }
 
 DecodeFlow::DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options)
-    : model_(model), experts_(experts), clock_(clock), options_(options), sampler_(model.config().vocab_size) {}
+    : model_(model), experts_(experts, clock), clock_(clock), options_(options), sampler_(model.config().vocab_size) {}
 
 void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token,
                       bool preemptible) {
@@ -33,6 +33,7 @@ void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t f
 
 void DecodeFlow::Remove(uint64_t id) {
   std::erase_if(sequences_, [id](const Sequence& s) { return s.id == id; });
+  if (sequences_.empty()) away_ = false;  // who comes later has a grace of its own
 }
 
 void DecodeFlow::Acknowledge(uint64_t id, int64_t next_index) {
@@ -107,7 +108,10 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
   }
   last_batch_ = batch_.size();
   starved_ = no_room;
-  if (batch_.empty()) return no_room ? Progress::kNoRoom : Progress::kIdle;
+  if (batch_.empty()) {
+    away_ = false;
+    return no_room ? Progress::kNoRoom : Progress::kIdle;
+  }
   next_ = count > batch_.size() ? (batch_.back() + 1) % count : 0;
 
   const auto logits = model_.Forward(segments_, experts_);
@@ -139,10 +143,9 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
 DecodeFlow::Progress DecodeFlow::ExpertsAway(const Status& status, std::vector<TokenOut>& out) {
   const bool transient =
       status.code() == StatusCode::kUnavailable || status.code() == StatusCode::kDeadlineExceeded;
-  const TimePoint now = clock_.Now();
-  if (!away_) away_since_ = now;
+  if (!away_) away_since_ = experts_.asked();
   away_ = true;
-  if (transient && now - away_since_ < options_.expert_outage_grace) return Progress::kExpertsAway;
+  if (transient && clock_.Now() - away_since_ < options_.expert_outage_grace) return Progress::kExpertsAway;
   for (const Sequence& s : sequences_)
     out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}, {}, false, false});
   sequences_.clear();

@@ -62,8 +62,8 @@ class DecodeFlow {
 
   /// One step. A sequence that finishes, fails or is preempted is gone afterwards, its KV freed; preemptions
   /// are in `out` whatever is returned. kExpertsAway: the experts did not answer and the step will be tried
-  /// again, until `expert_outage_grace` has passed since the first such step; then all sequences end with
-  /// that error. kNoRoom: all that could run waits for KV that sequences outside this flow hold.
+  /// again, until `expert_outage_grace` has passed since the first call without an answer was begun; then all
+  /// sequences end with that error. kNoRoom: all that could run waits for KV that sequences outside this flow hold.
   Progress Step(std::vector<TokenOut>& out);
 
   size_t running() const { return sequences_.size(); }
@@ -72,6 +72,22 @@ class DecodeFlow {
   bool starved() const { return starved_; }
 
  private:
+  /// Experts that know when they were last asked: from then on they are away if no answer comes.
+  class AskedExperts final : public ExpertBackend {
+   public:
+    AskedExperts(ExpertBackend& experts, const Clock& clock) : experts_(experts), clock_(clock) {}
+    Status Begin(const ExpertCall& call) override {
+      asked_ = clock_.Now();
+      return experts_.Begin(call);
+    }
+    Status Wait() override { return experts_.Wait(); }
+    TimePoint asked() const { return asked_; }
+
+   private:
+    ExpertBackend& experts_;
+    const Clock& clock_;
+    TimePoint asked_{};
+  };
   struct Sequence {
     uint64_t id;
     SequenceState state;
@@ -93,7 +109,7 @@ class DecodeFlow {
   Progress ExpertsAway(const Status& status, std::vector<TokenOut>& out);
 
   Model& model_;
-  ExpertBackend& experts_;
+  AskedExperts experts_;
   const Clock& clock_;
   const DecodeOptions options_;
   Sampler sampler_;
@@ -103,7 +119,7 @@ class DecodeFlow {
   uint64_t joined_ = 0;
   int64_t reclaim_ = 0;
   bool starved_ = false;
-  bool away_ = false;
+  bool away_ = false;  // the last step failed, and what was in it still waits
   TimePoint away_since_;
   std::vector<Segment> segments_;
   std::vector<size_t> batch_;

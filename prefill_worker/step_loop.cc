@@ -74,8 +74,13 @@ void PrefillStepLoop::Main(const MakeExperts& make_experts, std::promise<Status>
 }
 
 Status PrefillStepLoop::PatientExperts::Begin(const ExpertCall& call) {
-  step_->Beat();
   call_ = call;
+  begun_ = step_->loop_.Now();
+  return TryBegin();
+}
+
+Status PrefillStepLoop::PatientExperts::TryBegin() {
+  step_->Beat();
   for (;;) {
     Status status = experts_->Begin(call_);
     if (status.ok() || !Again(status)) return status;
@@ -87,16 +92,16 @@ Status PrefillStepLoop::PatientExperts::Wait() {
     Status status = experts_->Wait();
     if (status.ok()) away_since_ = TimePoint::max();
     if (status.ok() || !Again(status)) return status;
-    RETURN_IF_ERROR(Begin(call_));
+    RETURN_IF_ERROR(TryBegin());
   }
 }
 
 bool PrefillStepLoop::PatientExperts::Again(const Status& status) {
-  // One that was silent for a whole time-out has been waited for already.
+  // One that lives and took a whole time-out has been waited for already.
   if (status.code() != StatusCode::kUnavailable || step_->stop_) return false;
   const TimePoint now = step_->loop_.Now();
   // An outage that ended with the job it failed is not this one.
-  if (away_since_ == TimePoint::max() || now - last_failure_ > kExpertOutageGrace) away_since_ = now;
+  if (away_since_ == TimePoint::max() || now - last_failure_ > kExpertOutageGrace) away_since_ = begun_;
   last_failure_ = now;
   if (now - away_since_ >= kExpertOutageGrace) return false;
   step_->Beat();

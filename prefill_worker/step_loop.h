@@ -61,12 +61,14 @@ class PrefillStepLoop {
     Status Wait() override;
 
    private:
+    Status TryBegin();
     /// True when what failed with `status` should be tried again; some time has passed then.
     bool Again(const Status& status);
 
     std::unique_ptr<ExpertBackend> experts_;
     PrefillStepLoop* step_;
     ExpertCall call_;
+    TimePoint begun_;  // the first try of it
     TimePoint away_since_ = TimePoint::max();  // max: the last call went well
     TimePoint last_failure_;
   };

@@ -25,6 +25,7 @@ struct Peer {
   explicit Peer(std::string a) : address(std::move(a)) { Reconnect(); }
 
   void Reconnect() {
+    probing = false;  // one under way is about the connection before
     rpc::ChannelOptions options;
     options.max_message_bytes = kMaxGrpcFrameBytes;
     options.max_backoff_ms = 200;  // a restarted service is to be found again within a second
@@ -42,6 +43,9 @@ struct Peer {
   bool asking = false;
   TimePoint asked{};
   std::optional<StatusOr<v1::Description>> answer;
+
+  bool probing = false;
+  TimePoint heard{};  // the last answer to a probe
 };
 
 /// Waits for the connection: a call that fails at once in a disconnected channel would leave nobody to poll
@@ -56,6 +60,16 @@ rpc::Task<void> AskOnLoop(rpc::Loop* loop, std::shared_ptr<Peer> peer) {
   if (answer.status().code() == StatusCode::kDeadlineExceeded && peer->Connected()) peer->Reconnect();
   peer->answer = std::move(answer);
   peer->asking = false;
+}
+
+/// Whether it lives. The answer is no description to go by later.
+rpc::Task<void> ProbeOnLoop(rpc::Loop* loop, std::shared_ptr<Peer> peer) {
+  const std::shared_ptr<v1::Cluster::Stub> stub = peer->stub;
+  auto call = rpc::UnaryCall(loop, stub.get(), &v1::Cluster::Stub::PrepareAsyncDescribe,
+                             v1::DescribeRequest(), {.deadline = loop->Now() + kDescribeTimeout});
+  const StatusOr<v1::Description> answer = co_await std::move(call);
+  if (answer.ok()) peer->heard = loop->Now();
+  if (stub == peer->stub) peer->probing = false;
 }
 
 void Ask(rpc::Loop* loop, const std::shared_ptr<Peer>& peer) {
@@ -175,6 +189,14 @@ class GrpcChannelFactory final : public ChannelFactory {
   }
 
   const ShardInfo* Current(int shard) const override { return named_ ? &map_[shard] : nullptr; }
+
+  TimePoint Heard(int shard, bool ask) override {
+    const std::shared_ptr<Peer>& peer = peers_[shard];
+    if (ask && !peer->probing) peer->probing = loop_->Spawn(ProbeOnLoop(loop_, peer), "probe experts");
+    return peer->heard;
+  }
+
+  void Silent(int shard) override { peers_[shard]->Reconnect(); }
 
  private:
   Status Fits(int shard, const Peer& peer, const v1::Description& description) const {

@@ -101,6 +101,10 @@ Status RemoteExperts::Wait() {
     if (!waiting) return OkStatus();
     const TimePoint now = clock_->Now();
     if (now >= deadline) return TimedOut();
+    if (Status alive = CheckAlive(now); !alive.ok()) {
+      GiveUp();
+      return alive;
+    }
     progress_->WaitUntil(std::min(deadline, now + kRound));
   }
 }
@@ -172,6 +176,21 @@ Status RemoteExperts::TimedOut() {
   GiveUp();
   return DeadlineExceeded("experts of layer " + std::to_string(call_.layer) + ": no answer for " +
                           std::to_string(waited) + " s from " + silent);
+}
+
+Status RemoteExperts::CheckAlive(TimePoint now) {
+  if (now - begun_ < options_.ask_after) return OkStatus();
+  for (int s = 0; s < map_.shards(); ++s) {
+    if (!shards_[s].waiting) continue;
+    const TimePoint heard = std::max(begun_, factory_->Heard(s, /*ask=*/false));
+    if (now - heard >= options_.silence_limit) {
+      shards_[s].channel.reset();
+      factory_->Silent(s);
+      return Broken(s, Unavailable("no sign of life for " + std::to_string(Seconds(now - heard)) + " s"));
+    }
+    if (now - heard >= options_.ask_after) factory_->Heard(s, /*ask=*/true);
+  }
+  return OkStatus();
 }
 
 void RemoteExperts::GiveUp() {

@@ -16,7 +16,8 @@ using std::chrono::seconds;
 /// Experts that fail when told to, in the last layer: then every other layer has written its rows already.
 class FlakyExperts final : public ExpertBackend {
  public:
-  FlakyExperts(ExpertBackend& inner, int last_layer) : inner_(inner), last_layer_(last_layer) {}
+  FlakyExperts(ExpertBackend& inner, int last_layer, FakeClock* clock)
+      : inner_(inner), last_layer_(last_layer), clock_(clock) {}
   Status Begin(const ExpertCall& call) override {
     layer_ = call.layer;
     return inner_.Begin(call);
@@ -24,17 +25,20 @@ class FlakyExperts final : public ExpertBackend {
   Status Wait() override {
     if (layer_ == last_layer_ && failures > 0) {
       --failures;
+      clock_->Advance(silence);
       return error;
     }
     return inner_.Wait();
   }
 
   int failures = 0;
+  Duration silence{};  // before each failure
   Status error = Unavailable("shard 0/1 is away");
 
  private:
   ExpertBackend& inner_;
   const int last_layer_;
+  FakeClock* const clock_;
   int layer_ = 0;
 };
 
@@ -74,8 +78,8 @@ class DecodeFlowTest : public ::testing::Test {
   }
 
   testing::TinyEngine engine_;
-  FlakyExperts experts_{engine_.experts(), engine_.model().config().num_hidden_layers - 1};
   FakeClock clock_;
+  FlakyExperts experts_{engine_.experts(), engine_.model().config().num_hidden_layers - 1, &clock_};
   std::unique_ptr<DecodeFlow> flow_;
   std::map<uint64_t, std::vector<int32_t>> tokens_;
   std::vector<TokenOut> out_;
@@ -295,6 +299,57 @@ TEST_F(DecodeFlowTest, AnOutageBeyondTheGraceEndsTheSequencesWithItsError) {
   Join(3, engine_.OracleState());
   RunToEnd();
   EXPECT_EQ(tokens_[3], engine_.oracle().greedy_tokens);
+}
+
+TEST_F(DecodeFlowTest, TheGraceCountsFromTheCallThatGotNoAnswer) {
+  Start({.expert_outage_grace = seconds(5)});
+  Join(1, engine_.OracleState());
+  experts_.failures = 1000;
+  experts_.silence = seconds(1);
+  EXPECT_EQ(Step(), Progress::kExpertsAway);
+  clock_.Advance(milliseconds(2999));
+  experts_.silence = milliseconds(1000);
+  EXPECT_EQ(Step(), Progress::kExpertsAway);  // 4.999 s
+  experts_.silence = milliseconds(1);
+  EXPECT_EQ(Step(), Progress::kStepped);
+  ASSERT_EQ(out_.size(), 1u);
+  EXPECT_EQ(out_[0].error.code(), StatusCode::kUnavailable);
+}
+
+TEST_F(DecodeFlowTest, AnOutageThatNobodyWaitedForToEndIsForgotten) {
+  for (const bool idle : {false, true}) {
+    Start({.expert_outage_grace = seconds(5)});
+    Join(1, engine_.OracleState());
+    experts_.failures = 1;
+    EXPECT_EQ(Step(), Progress::kExpertsAway);
+    flow_->Remove(1);
+    if (idle) {
+      EXPECT_EQ(Step(), Progress::kIdle);
+    }
+    clock_.Advance(seconds(60));
+    Join(2, engine_.OracleState());
+    experts_.failures = 1;
+    EXPECT_EQ(Step(), Progress::kExpertsAway) << "it had no grace";
+    RunToEnd();
+    EXPECT_EQ(tokens_[2], engine_.oracle().greedy_tokens);
+  }
+}
+
+TEST_F(DecodeFlowTest, AnOutageEndsWhenAllThatWaitedForItsEndStall) {
+  Start({.window = 1, .expert_outage_grace = seconds(5)});
+  acknowledge_ = false;
+  Join(1, engine_.OracleState());
+  Join(2, engine_.OtherState(5, 9, 1));
+  EXPECT_EQ(Step(), Progress::kStepped);  // both stall now
+  flow_->Acknowledge(1, 2);
+  experts_.failures = 1;
+  EXPECT_EQ(Step(), Progress::kExpertsAway);
+  flow_->Remove(1);
+  EXPECT_EQ(Step(), Progress::kIdle);
+  clock_.Advance(seconds(60));
+  flow_->Acknowledge(2, 2);
+  experts_.failures = 1;
+  EXPECT_EQ(Step(), Progress::kExpertsAway) << "it had no grace";
 }
 
 }  // namespace

@@ -130,6 +130,42 @@ TEST_F(RemoteFaults, ADelayedReplyIsWaitedFor) {
   EXPECT_GE(cluster_.clock.Now().time_since_epoch(), std::chrono::milliseconds(400));
 }
 
+TEST_F(RemoteFaults, AServiceThatGivesNoSignOfLifeIsGivenUpSoon) {
+  const auto remote = cluster_.NewBackend();
+  ExpectRight(*remote);
+  cluster_.hung = {&cluster_.step(2)};
+  const TimePoint before = cluster_.clock.Now();
+  ExpectError(*remote, StatusCode::kUnavailable, AllOf(HasSubstr("shard 2/4 at step2"), HasSubstr("no sign of life")));
+  EXPECT_LT(cluster_.clock.Now() - before, std::chrono::milliseconds(1100));
+  EXPECT_EQ(cluster_.given_up, std::set<int>{2});
+  cluster_.hung.clear();
+  ExpectRight(*remote);
+  EXPECT_EQ(remote->stats().connects, kShards + 1u);
+}
+
+TEST_F(RemoteFaults, ASlowServiceThatLivesHasTheWholeTimeOfACall) {
+  cluster_.SetFaults(1, FaultAt(FrameDirection::kIn, 0, {.delay = std::chrono::milliseconds(4500)}));
+  const auto remote = cluster_.NewBackend();
+  ExpectRight(*remote);
+  cluster_.paused = true;
+  ExpectError(*remote, StatusCode::kDeadlineExceeded, HasSubstr("shard 0/4"));
+  EXPECT_TRUE(cluster_.given_up.empty());
+}
+
+TEST_F(RemoteFaults, AServiceThatHangsAfterItsSignOfLifeIsGivenUpToo) {
+  const auto remote = cluster_.NewBackend();
+  cluster_.paused = true;
+  ASSERT_TRUE(remote->Begin(call_.call()).ok());
+  const TimePoint begun = cluster_.clock.Now();
+  cluster_.at = {begun + std::chrono::seconds(2), [&] { cluster_.hung = {&cluster_.step(3)}; }};
+  const Status status = remote->Wait();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(StatusMessage(status), HasSubstr("shard 3/4 at step3"));
+  const Duration waited = cluster_.clock.Now() - begun;
+  EXPECT_GT(waited, std::chrono::milliseconds(2400));
+  EXPECT_LT(waited, std::chrono::milliseconds(3100));
+}
+
 TEST_F(RemoteFaults, DamageInAnyByteOfEitherDirectionIsAnErrorAndNeverAWrongNumber) {
   for (FrameDirection direction : {FrameDirection::kOut, FrameDirection::kIn}) {
     for (size_t byte : {0, 5, 6, 8, 17, 21, 30, 33, 38, 41, 47, 48, 60, 300, 4321}) {

@@ -2,6 +2,8 @@
 // Small random experts, a cluster of expert steps in this process, and a progress that runs them: everything
 // on one thread and by a clock that only the tests move.
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
@@ -130,7 +132,7 @@ class StepCluster {
   bool RunSteps() {
     bool worked = false;
     for (auto& step : steps_) {
-      if (!step || paused) continue;
+      if (!step || paused || hung.contains(step.get())) continue;
       step->Collect();
       while (step->RunBatch()) worked = true;
     }
@@ -157,7 +159,10 @@ class StepCluster {
   }
 
   FakeClock clock;
-  bool paused = false;        // the steps do nothing
+  bool paused = false;        // the steps do nothing, but their services say that they live
+  std::set<const ExpertStep*> hung;  // nor do these
+  std::set<int> given_up;            // shards, for their silence
+  std::pair<TimePoint, std::function<void()>> at;  // what happens then
   ExpertStepOptions options;  // of steps that are started from now on
   ExpertStepObserver* observer = nullptr;
 
@@ -167,7 +172,14 @@ class StepCluster {
     StatusOr<std::unique_ptr<FrameChannel>> Connect(int shard, TimePoint) override {
       return cluster->Connect(shard);
     }
+    TimePoint Heard(int shard, bool ask) override {
+      const ExpertStep* step = cluster->steps_[shard].get();
+      if (ask && step && !cluster->hung.contains(step)) heard[shard] = cluster->clock.Now();
+      return heard[shard];
+    }
+    void Silent(int shard) override { cluster->given_up.insert(shard); }
     StepCluster* cluster;
+    std::map<int, TimePoint> heard;
   };
   /// Time passes only when there is nothing to do.
   struct StepProgress final : Progress {
@@ -176,6 +188,7 @@ class StepCluster {
       if (deadline == TimePoint::min() || cluster->RunSteps()) return;
       const Duration left = deadline - cluster->clock.Now();
       if (left > Duration::zero()) cluster->clock.Advance(left);
+      if (cluster->at.second && cluster->clock.Now() >= cluster->at.first) std::exchange(cluster->at.second, nullptr)();
     }
     StepCluster* cluster;
   };

@@ -141,6 +141,7 @@ Streams::Streams(const std::string& router, const Workload& workload, std::funct
                  size_t leave_after)
     : progress_(std::move(progress)),
       leave_after_(leave_after),
+      running_(workload.requests.size()),
       outputs_(workload.requests.size()),
       silences_(workload.requests.size()) {
   for (size_t i = 0; i < workload.requests.size(); ++i)
@@ -162,6 +163,11 @@ void Streams::RunOne(size_t i, const std::string& router, const client::Generate
     last = now;
   };
   auto stream = client.Generate(request);
+  {
+    const std::lock_guard lock(mutex_);
+    running_[i] = stream.get();
+    if (leaving_) stream->Cancel();
+  }
   client::Event event;
   while (stream->Next(&event)) {
     heard();
@@ -173,6 +179,15 @@ void Streams::RunOne(size_t i, const std::string& router, const client::Generate
   }
   output.status = stream->Finish();
   heard();
+  const std::lock_guard lock(mutex_);
+  running_[i] = nullptr;
+}
+
+void Streams::Leave() {
+  const std::lock_guard lock(mutex_);
+  leaving_ = true;
+  for (client::TokenStream* stream : running_)
+    if (stream) stream->Cancel();
 }
 
 StreamsResult Streams::Join() {

@@ -5,7 +5,9 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/integration/cluster_fixture.h"
@@ -91,6 +93,8 @@ class Streams {
   Streams(const std::string& router, const Workload& workload, std::function<void(size_t)> progress = nullptr,
           size_t leave_after = 0);
   ~Streams();
+  /// All streams leave, wherever they are.
+  void Leave();
   /// Waits for all.
   StreamsResult Join();
 
@@ -101,6 +105,9 @@ class Streams {
   const size_t leave_after_;
   const TimePoint begin_ = std::chrono::steady_clock::now();
   std::atomic<size_t> tokens_ = 0;
+  std::mutex mutex_;
+  bool leaving_ = false;                       // guarded by mutex_
+  std::vector<client::TokenStream*> running_;  // guarded by mutex_; null: not yet, or no more
   std::vector<Output> outputs_;
   std::vector<Duration> silences_;
   std::vector<std::thread> threads_;

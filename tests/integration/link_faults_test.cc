@@ -421,14 +421,14 @@ TEST_F(RoleFaults, DrainedDecodeWorkerDuringPrefill) {
 }
 
 /// A shard that stays away longer than the grace: the only loss that the design allows to end streams.
-TEST(ExpertOutage, LongerThanTheGraceFailsStreamsWithTheShardsName) {
+void OutageEndsStreams(Kind kind) {
   const auto cluster = LinkedCluster::Start({DemoDirectory(), {"--expert-outage-grace-ms", "500"}});
   ASSERT_TRUE(cluster.ok()) << cluster.status();
   const auto workload = MakeWorkload(kMaxTokens);
   ASSERT_TRUE(workload.ok()) << workload.status();
   LinkProxy& link = (*cluster)->link(Link::kDecodeExpert1);
   const StreamsResult result =
-      RunWith((*cluster)->address(), *workload, 200, [&] { link.Set({.kind = Kind::kRefuse}); });
+      RunWith((*cluster)->address(), *workload, 200, [&] { link.Set({.kind = kind}); });
   std::printf("  all streams %.2f s, longest silence of one %.2f s\n", Seconds(result.total),
               Seconds(result.longest_silence));
   for (size_t i = 0; i < kStreams; ++i) {
@@ -450,6 +450,40 @@ TEST(ExpertOutage, LongerThanTheGraceFailsStreamsWithTheShardsName) {
   held = (*cluster)->WaitNothingHeld(kSettled);
   EXPECT_TRUE(held.ok()) << held;
   EXPECT_EQ((*cluster)->Ended(), "");
+}
+
+TEST(ExpertOutage, LongerThanTheGraceFailsStreamsWithTheShardsName) { OutageEndsStreams(Kind::kRefuse); }
+TEST(ExpertOutage, AShardThatAnswersNothingDoesTheSame) { OutageEndsStreams(Kind::kHold); }
+
+TEST(ExpertOutage, ClientsThatLeaveWhileAShardHangsFreeTheirKv) {
+  const auto cluster = LinkedCluster::Start({DemoDirectory(), {"--expert-outage-grace-ms", "60000"}});
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  const auto workload = MakeWorkload(kMaxTokens);
+  ASSERT_TRUE(workload.ok()) << workload.status();
+  LinkProxy& link = (*cluster)->link(Link::kDecodeExpert1);
+  Workload leaving = *workload;
+  for (client::GenerateRequest& request : leaving.requests) request.max_tokens = 2000;
+  std::promise<void> midway;
+  std::atomic<bool> told = false;
+  Streams streams((*cluster)->address(), leaving, [&](size_t all) {
+    if (all >= 200 && !told.exchange(true)) midway.set_value();
+  });
+  EXPECT_EQ(midway.get_future().wait_for(kStrikes), std::future_status::ready)
+      << "the streams did not come so far: the test shows nothing";
+  link.Set({.kind = Kind::kHold});
+  EXPECT_TRUE(link.WaitStruck(kStrikes));
+  streams.Leave();
+  for (const Output& output : streams.Join().outputs) EXPECT_EQ(output.status.code, 1) << output.status.message;
+  // The link is held for as long as that takes, and longer than any call: only the silence ends the step.
+  const TimePoint begin = std::chrono::steady_clock::now();
+  Status held = (*cluster)->WaitNothingHeld(kSettled);
+  EXPECT_TRUE(held.ok()) << held;
+  std::printf("  freed %.2f s after the last stream left\n", Seconds(std::chrono::steady_clock::now() - begin));
+  link.Heal();
+  const StreamsResult after = Streams((*cluster)->address(), *workload).Join();
+  for (size_t i = 0; i < kStreams; ++i) EXPECT_EQ(after.outputs[i].ids, workload->answers[i]) << "stream " << i;
+  held = (*cluster)->WaitNothingHeld(kSettled);
+  EXPECT_TRUE(held.ok()) << held;
 }
 
 }  // namespace
