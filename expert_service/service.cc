@@ -66,7 +66,8 @@ class Metrics final : public ExpertStepObserver {
   TimePoint quiet_until_{};
 };
 
-v1::Description DescriptionOf(const ExpertStore& store, const kernels::KernelTable& kernels, uint64_t epoch) {
+v1::Description DescriptionOf(const ExpertStore& store, const kernels::KernelTable& kernels,
+                              const ExpertServiceConfig& config, uint64_t epoch) {
   v1::Description description;
   description.set_role(v1::ROLE_EXPERT);
   description.set_epoch(epoch);
@@ -75,6 +76,7 @@ v1::Description DescriptionOf(const ExpertStore& store, const kernels::KernelTab
   description.set_shards(store.spec().shards);
   description.set_expert_begin(store.expert_begin());
   description.set_expert_end(store.expert_end());
+  description.set_max_call_rows(static_cast<uint32_t>(config.max_call_rows));
   return description;
 }
 
@@ -114,7 +116,7 @@ struct ExpertService::Impl {
         server(std::make_unique<rpc::Server>(ListenOptions(config))),
         control(server->AddLoop({.name = "control"})),
         step_loop(server->AddLoop({.name = "step", .spin_us = config.spin_us}, /*listens=*/false)),
-        dispatch(server.get(), control, step_loop, &step, DescriptionOf(*store, kernels, epoch)),
+        dispatch(server.get(), control, step_loop, &step, DescriptionOf(*store, kernels, config, epoch)),
         health_service(server.get(), control, &health) {}
 
   ~Impl() { server.reset(); }  // before what its handlers use

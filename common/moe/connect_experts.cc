@@ -82,12 +82,24 @@ void Ask(rpc::Loop* loop, const std::shared_ptr<Peer>& peer) {
   peer->answer = Unavailable("the loop " + loop->name() + " has stopped");
 }
 
-StatusOr<ShardInfo> CheckPeer(const Peer& peer, const v1::Description& description,
-                              const v1::Compat& compat) {
+/// What a worker wants of its expert services.
+struct Needs {
+  v1::Compat compat;
+  int64_t rows = 0;  // of a call, at most
+  std::string rows_flag;
+};
+
+StatusOr<ShardInfo> CheckPeer(const Peer& peer, const v1::Description& description, const Needs& needs) {
   if (description.role() != v1::ROLE_EXPERT)
     return FailedPrecondition(peer.address + " is no expert service but " +
                               v1::Role_Name(description.role()));
-  RETURN_IF_ERROR(CheckCompat(compat, description.compat(), "expert service " + peer.address));
+  RETURN_IF_ERROR(CheckCompat(needs.compat, description.compat(), "expert service " + peer.address));
+  const int64_t takes = description.max_call_rows();
+  if (takes != 0 && takes < needs.rows)
+    return FailedPrecondition("expert service " + peer.address + " takes at most " + std::to_string(takes) +
+                              " rows in a call (its --max-call-rows), a step here may have " +
+                              std::to_string(needs.rows) + " (" + needs.rows_flag +
+                              "): raise the one or lower the other");
   return ShardInfo{peer.address,
                    description.epoch(),
                    static_cast<int>(description.shard()),
@@ -146,9 +158,9 @@ class NamedPeers {
 
 class GrpcChannelFactory final : public ChannelFactory {
  public:
-  GrpcChannelFactory(rpc::Loop* loop, v1::Compat compat, ShardMap map,
+  GrpcChannelFactory(rpc::Loop* loop, Needs needs, ShardMap map,
                      const std::vector<std::shared_ptr<Peer>>& peers, std::unique_ptr<NamedPeers> named)
-      : loop_(loop), compat_(std::move(compat)), map_(std::move(map)), named_(std::move(named)) {
+      : loop_(loop), needs_(std::move(needs)), map_(std::move(map)), named_(std::move(named)) {
     for (int s = 0; s < map_.shards(); ++s)
       for (const auto& peer : peers)
         if (peer->address == map_[s].address) peers_.push_back(peer);
@@ -177,7 +189,7 @@ class GrpcChannelFactory final : public ChannelFactory {
       }
     }
     if (!answer.ok()) return answer.status();
-    ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(*peer, *answer, compat_));
+    ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(*peer, *answer, needs_));
     RETURN_IF_ERROR(map_.CheckSame(info));
     if (info.epoch != map_[shard].epoch) {
       LogInfo("expert " + map_.Name(shard) + " has restarted: epoch " + HexId(info.epoch) + " after " +
@@ -200,7 +212,7 @@ class GrpcChannelFactory final : public ChannelFactory {
 
  private:
   Status Fits(int shard, const Peer& peer, const v1::Description& description) const {
-    ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(peer, description, compat_));
+    ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(peer, description, needs_));
     return map_.CheckStandIn(shard, info);
   }
 
@@ -219,7 +231,7 @@ class GrpcChannelFactory final : public ChannelFactory {
       }
       if (!peer->answer || !peer->answer->ok() || !Fits(shard, *peer, **peer->answer).ok()) continue;
       LogInfo("expert " + map_.Name(shard) + " is replaced by " + peer->address);
-      map_.Replace(shard, *CheckPeer(*peer, **peer->answer, compat_));
+      map_.Replace(shard, *CheckPeer(*peer, **peer->answer, needs_));
       current = peer;
       return false;
     }
@@ -227,7 +239,7 @@ class GrpcChannelFactory final : public ChannelFactory {
   }
 
   rpc::Loop* const loop_;
-  const v1::Compat compat_;
+  const Needs needs_;
   ShardMap map_;
   std::vector<std::shared_ptr<Peer>> peers_;  // by shard
   const std::unique_ptr<NamedPeers> named_;   // null: all addresses are fixed
@@ -275,14 +287,14 @@ Status WaitForAnswers(const std::vector<std::shared_ptr<Peer>>& peers, rpc::Loop
 
 /// Every one of `peers` must answer, fit, and have a shard of its own.
 StatusOr<ShardMap> WaitForListed(const std::vector<std::shared_ptr<Peer>>& peers, rpc::Loop* loop,
-                                 const v1::Compat& compat, int experts, const ConnectExpertsOptions& options) {
+                                 const Needs& needs, int experts, const ConnectExpertsOptions& options) {
   RETURN_IF_ERROR(WaitForAnswers(peers, loop, options));
   std::vector<ShardInfo> infos;
   for (const auto& peer : peers) {
-    ASSIGN_OR_RETURN(ShardInfo info, CheckPeer(*peer, **peer->answer, compat));
+    ASSIGN_OR_RETURN(ShardInfo info, CheckPeer(*peer, **peer->answer, needs));
     infos.push_back(std::move(info));
   }
-  return ShardMap::Make(std::move(infos), experts, static_cast<int>(compat.reduction_groups()));
+  return ShardMap::Make(std::move(infos), experts, static_cast<int>(needs.compat.reduction_groups()));
 }
 
 /// What keeps `peers` from covering all shards, after why they do not.
@@ -296,7 +308,7 @@ std::string WhyIncomplete(const std::vector<std::shared_ptr<Peer>>& peers, const
 }
 
 /// Waits until the services that are listed or that names lead to have all shards between them.
-StatusOr<ShardMap> WaitForShards(NamedPeers& named, rpc::Loop* loop, const v1::Compat& compat, int experts,
+StatusOr<ShardMap> WaitForShards(NamedPeers& named, rpc::Loop* loop, const Needs& needs, int experts,
                                  const ConnectExpertsOptions& options) {
   const TimePoint begin = loop->Now(), deadline = begin + options.wait;
   TimePoint next_log = begin + options.log_every;
@@ -307,14 +319,14 @@ StatusOr<ShardMap> WaitForShards(NamedPeers& named, rpc::Loop* loop, const v1::C
     for (const auto& peer : named.peers()) {
       named.AskFresh(peer);
       if (!peer->answer || !peer->answer->ok()) continue;
-      StatusOr<ShardInfo> info = CheckPeer(*peer, **peer->answer, compat);
+      StatusOr<ShardInfo> info = CheckPeer(*peer, **peer->answer, needs);
       if (info.ok()) {
         infos.push_back(std::move(*info));
       } else {
         unfit += (unfit.empty() ? "" : "; ") + StatusMessage(info.status());
       }
     }
-    StatusOr<ShardMap> map = ShardMap::Choose(infos, experts, static_cast<int>(compat.reduction_groups()));
+    StatusOr<ShardMap> map = ShardMap::Choose(infos, experts, static_cast<int>(needs.compat.reduction_groups()));
     if (map.ok()) return map;
     if (options.give_up && options.give_up()) return Cancelled("waiting for expert services was given up");
     const TimePoint now = loop->Now();
@@ -355,12 +367,13 @@ StatusOr<std::unique_ptr<RemoteExperts>> ConnectExperts(const std::vector<std::s
     }
     named = std::make_unique<NamedPeers>(loop, std::move(names), peers, std::move(resolver), options.names);
   }
-  ASSIGN_OR_RETURN(ShardMap map, named ? WaitForShards(*named, loop, compat, experts, options)
-                                       : WaitForListed(peers, loop, compat, experts, options));
+  const Needs needs{compat, options.step_rows, options.step_rows_flag};
+  ASSIGN_OR_RETURN(ShardMap map, named ? WaitForShards(*named, loop, needs, experts, options)
+                                       : WaitForListed(peers, loop, needs, experts, options));
   if (named) peers = named->peers();
   const int shards = map.shards();
   static const SteadyClock clock;
-  auto factory = std::make_unique<GrpcChannelFactory>(loop, compat, map, peers, std::move(named));
+  auto factory = std::make_unique<GrpcChannelFactory>(loop, needs, map, peers, std::move(named));
   auto backend = std::make_unique<RemoteExperts>(std::move(map), std::move(factory),
                                                  std::make_shared<LoopProgress>(loop), &clock, options.calls);
   RETURN_IF_ERROR(backend->ConnectAll(loop->Now() + kDescribeTimeout));

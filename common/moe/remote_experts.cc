@@ -27,6 +27,12 @@ Status RemoteExperts::Broken(int shard, const Status& why) {
   return Unavailable("expert " + map_.Name(shard) + ": " + StatusMessage(why));
 }
 
+Status RemoteExperts::OurFault(int shard, const Status& refusal) const {
+  const std::string who = "expert " + map_.Name(shard);
+  if (refusal.code() == StatusCode::kInvalidArgument) return Internal(who + ": " + StatusMessage(refusal));
+  return Annotate(refusal, who);
+}
+
 Status RemoteExperts::EnsureChannel(int shard, TimePoint deadline) {
   std::unique_ptr<FrameChannel>& channel = shards_[shard].channel;
   if (channel && channel->status().ok()) return OkStatus();
@@ -76,7 +82,7 @@ Status RemoteExperts::PostCall(int shard, const ShardPlan& plan) {
                                call_.bf16 ? ExpertWireType::kBf16 : ExpertWireType::kF32)};
   Shard& to = shards_[shard];
   const Status posted = to.channel->Post(std::move(frame), begun_ + options_.call_timeout);
-  if (posted.code() == StatusCode::kInvalidArgument) return Annotate(posted, "expert " + map_.Name(shard));
+  if (posted.code() == StatusCode::kInvalidArgument) return OurFault(shard, posted);
   if (!posted.ok()) {
     to.channel.reset();
     return Broken(shard, posted);
@@ -140,7 +146,7 @@ Status RemoteExperts::Accept(int shard, const Frame& frame) {
       if (status.ok()) return OkStatus();
     } else {
       status = DecodeExpertError(*view);
-      if (status.code() != StatusCode::kDataLoss) return Annotate(status, "expert " + map_.Name(shard));
+      if (status.code() != StatusCode::kDataLoss) return OurFault(shard, status);
     }
   }
   from.channel.reset();  // the frames around a damaged one are not to be trusted either

@@ -75,7 +75,7 @@ class RemoteExperts final : public ExpertBackend {
 
   /// UNAVAILABLE when a channel broke or brought a damaged frame, or when a service hangs; DEADLINE_EXCEEDED with
   /// the shards that live but did not answer and for how long; those channels are dropped. The error of a service
-  /// that refused the call comes as it is, with the shard's name.
+  /// that refused the call comes with the shard's name; INVALID_ARGUMENT as INTERNAL, for no client made the call.
   Status Wait() override;
 
   const Stats& stats() const { return stats_; }
@@ -97,6 +97,7 @@ class RemoteExperts final : public ExpertBackend {
   /// Ends the call: later answers to it are stale.
   void GiveUp();
   Status Broken(int shard, const Status& why);
+  Status OurFault(int shard, const Status& refusal) const;
 
   ShardMap map_;
   const std::unique_ptr<ChannelFactory> factory_;

@@ -23,11 +23,14 @@ StatusOr<std::unique_ptr<LoadedWorker>> LoadWorker(const WorkerConfig& config) {
 std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop*)> ExpertsElsewhere(const WorkerConfig& config,
                                                                                      const v1::Compat& compat,
                                                                                      int n_routed_experts,
+                                                                                     StepRows step_rows,
                                                                                      const RoleProcess& process) {
-  return [&config, &compat, n_routed_experts, &process](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
+  return [&config, &compat, n_routed_experts, step_rows, &process](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
     ConnectExpertsOptions options;
     options.give_up = [&process] { return process.stopping(); };
     options.dns_servers = config.dns_server;
+    options.step_rows = step_rows.most;
+    options.step_rows_flag = step_rows.flag;
     ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> experts,
                      ConnectExperts(config.experts, loop, compat, n_routed_experts, options));
     return experts;

@@ -27,10 +27,17 @@ struct LoadedWorker {
 /// The weights of its role, and the metrics' endpoint. Outlives the server.
 StatusOr<std::unique_ptr<LoadedWorker>> LoadWorker(const WorkerConfig& config);
 
+/// The most token rows that a step of a worker has, and the flag that says so.
+struct StepRows {
+  int64_t most = 0;
+  std::string flag;
+};
+
 /// The expert services of `config`, for a server that has `compat`; given up when the process is to stop.
 std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop*)> ExpertsElsewhere(const WorkerConfig& config,
                                                                                      const v1::Compat& compat,
                                                                                      int n_routed_experts,
+                                                                                     StepRows step_rows,
                                                                                      const RoleProcess& process);
 
 }  // namespace cachalot

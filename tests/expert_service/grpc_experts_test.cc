@@ -179,6 +179,25 @@ TEST_F(GrpcExperts, ConnectSaysWhoIsSilentMissingOrDifferent) {
   ExpectRefused(StatusCode::kFailedPrecondition, AllOf(HasSubstr("numerics"), HasSubstr(addresses_[1])));
 }
 
+TEST_F(GrpcExperts, AServiceThatTakesFewerRowsThanAStepHasDoesNotFit) {
+  StartServices(2);
+  ExpertServiceConfig small = ConfigOf(1, 2);
+  small.max_call_rows = 16;
+  services_[1] = *ExpertService::Start(small, &metrics_);
+  addresses_[1] = services_[1]->address();
+  const auto refused = Connect({.step_rows = 17, .step_rows_flag = "--max-batch"});
+  EXPECT_EQ(refused.status().code(), StatusCode::kFailedPrecondition) << refused.status();
+  EXPECT_THAT(StatusMessage(refused.status()),
+              AllOf(HasSubstr(addresses_[1] + " takes at most 16 rows in a call (its --max-call-rows)"),
+                    HasSubstr("17 (--max-batch)")));
+  EXPECT_TRUE(Connect({.step_rows = 16, .step_rows_flag = "--max-batch"}).ok());
+  const auto unknowing = Connect();  // as a worker that does not compare, or a service that does not say
+  ASSERT_TRUE(unknowing.ok()) << unknowing.status();
+  ASSERT_GT(ids_.size(), 16u);
+  EXPECT_EQ(worker_.Run(**unknowing, ids_, ids_.size()).status().code(), StatusCode::kInternal);
+  EXPECT_EQ(want_, *worker_.Run(**unknowing, ids_, 16));
+}
+
 /// Names on loopback: 127.0.0.1 and those behind it, all at one port.
 class NamedResolver final : public Resolver {
  public:

@@ -247,11 +247,11 @@ TEST_F(RemoteFaults, AnotherShardThanTheNeededOnesMayBeAway) {
   EXPECT_EQ(want, *one.Run(*remote));
 }
 
-TEST_F(RemoteFaults, ARefusalComesAsItIs) {
+TEST_F(RemoteFaults, ARefusalIsOursAndNoClients) {
   const auto remote = cluster_.NewBackend();
   TinyCall wrong(2, 7, 1);  // no such layer
   const auto got = wrong.Run(*remote);
-  EXPECT_EQ(got.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(got.status().code(), StatusCode::kInternal);
   EXPECT_THAT(StatusMessage(got.status()), AllOf(HasSubstr("at step"), HasSubstr("layer 7")));
   ExpectRight(*remote);
   EXPECT_EQ(remote->stats().connects, static_cast<uint64_t>(kShards)) << "the channel stays good";

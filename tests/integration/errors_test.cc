@@ -531,6 +531,18 @@ TEST(Peer, RealOnesOfOtherWeightsOrModeAreRefused) {
               {"not compatible: mode is \"bf16\" there, \"exact\" here"});
 }
 
+TEST(Peer, ExpertsThatTakeFewerRowsThanAStepHasAreRefusedWithBothFlags) {
+  const std::string tiny = TinyCheckpoint();
+  Words argv = Expert(tiny, "0/1");
+  argv.insert(argv.end(), {"--max-call-rows", "32"});
+  const Server expert(argv);
+  for (const auto& [worker, step] : {std::pair("cachalot-decode", "64 (--max-batch)"),
+                                     std::pair("cachalot-prefill", "256 (--max-chunk-tokens)")})
+    ExpectFails(Worker(worker, tiny, {"--experts", expert.address}), kFailed,
+                {"expert service " + expert.address + " takes at most 32 rows in a call (its --max-call-rows)",
+                 std::string("a step here may have ") + step + ": raise the one or lower the other"});
+}
+
 TEST(Peer, ARouterUsesNoWorkersThatDiffer) {
   BrokenCheckpoint other;
   other.Tensors([](auto& t) { t.at("head.weight").bytes[0] ^= 1; });
