@@ -56,6 +56,8 @@ DecodeServer::~DecodeServer() {
 Status DecodeServer::Start(StepLoop::MakeExperts make_experts) {
   RETURN_IF_ERROR(server_->Start().status());
   control_->Start();
+  // Routers may have said Hello and probes ask: neither waits for the experts.
+  control_->Spawn(Tick(), "tick");
   const auto deliver = [this](std::vector<TokenOut> tokens, StepFigures figures) {
     if (figures.batch > 0) {
       metrics_.batch.Observe(static_cast<double>(figures.batch));
@@ -73,7 +75,6 @@ Status DecodeServer::Start(StepLoop::MakeExperts make_experts) {
     sessions_.Accept();
     UpdateHealth();
   });
-  control_->Spawn(Tick(), "tick");
   return OkStatus();
 }
 

@@ -30,7 +30,7 @@ struct DecodeServerOptions {
   LeaseOptions leases;
   SessionOptions sessions;
   Duration kv_linger = std::chrono::seconds(5);  // of a KV push that nobody needs
-  Duration experts_ready = std::chrono::seconds(15);  // how long Start waits for the experts
+  Duration experts_ready = std::chrono::seconds(10);  // how long Start waits for the experts
   std::optional<v1::GetModelAssetsResponse> assets;   // served to routers, when given
 };
 

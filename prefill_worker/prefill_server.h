@@ -26,7 +26,7 @@ struct PrefillServerOptions {
   PrefixCacheOptions prefix_cache;
   PrefillServiceOptions service;
   std::optional<v1::GetModelAssetsResponse> assets;   // served to routers, when given
-  Duration experts_ready = std::chrono::seconds(15);  // how long Start waits for the experts
+  Duration experts_ready = std::chrono::seconds(10);  // how long Start waits for the experts
   /// The step thread counts as hung when it shows no sign of life for so long.
   Duration hang_limit = std::chrono::seconds(10);
 };

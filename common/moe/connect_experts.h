@@ -20,7 +20,7 @@
 namespace cachalot {
 
 struct ConnectExpertsOptions {
-  Duration wait = std::chrono::seconds(10);      // for all services to answer
+  Duration wait = std::chrono::seconds(8);       // for all services to answer; opening the streams may take 2 s more
   Duration log_every = std::chrono::seconds(2);  // says who is missing
   std::function<bool()> give_up;                 // asked while waiting: true ends it with CANCELLED
   RemoteExpertsOptions calls;

@@ -5,6 +5,7 @@
 #include "common/base/check.h"
 #include "common/cluster/compat.h"
 #include "common/rpc/error_map.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/create_channel.h"
 
 namespace cachalot::testing {
@@ -62,6 +63,7 @@ TestRouter::TestRouter(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(kMaxMessage);
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // what is not read stays at the server beyond 64 KiB
   stub_ =
       v1::Decode::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
   context_.set_deadline(CallDeadline());
@@ -253,6 +255,16 @@ std::unique_ptr<TestRouter> ServiceTest::GreetedRouter(bool takes_preemption) {
   const v1::HelloReply reply = router->Greet(server_->compat(), takes_preemption);
   EXPECT_EQ(reply.epoch(), server_->epoch());
   return router;
+}
+
+bool ServiceTest::Healthy(const std::string& service) {
+  grpc::ClientContext context;
+  context.set_deadline(CallDeadline());
+  ::grpc::health::v1::HealthCheckRequest request;
+  ::grpc::health::v1::HealthCheckResponse response;
+  request.set_service(service);
+  const auto status = ::grpc::health::v1::Health::NewStub(channel_)->Check(&context, request, &response);
+  return status.ok() && response.status() == ::grpc::health::v1::HealthCheckResponse::SERVING;
 }
 
 v1::Description ServiceTest::Describe() {

@@ -135,6 +135,8 @@ class ServiceTest : public ::testing::Test {
     return Eventually([this] { return server_->pools().used_blocks() == 0; });
   }
   v1::Description Describe();
+  /// What the health service says of `service`.
+  bool Healthy(const std::string& service);
 
   TinyEngine engine_;
   SharedClock clock_;

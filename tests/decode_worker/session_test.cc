@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <future>
 
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "tests/decode_worker/service_harness.h"
@@ -303,17 +304,8 @@ TEST_F(SessionTest, ItDescribesItselfAndItsHealth) {
   EXPECT_EQ(description.epoch(), server_->epoch());
   EXPECT_EQ(description.compat().weights(), engine_.weights()->fingerprint);
   EXPECT_GE(description.load().free_kv_tokens(), 16384);
-  auto health = ::grpc::health::v1::Health::NewStub(channel_);
-  for (const char* service : {"", "liveness", "readiness"}) {
-    EXPECT_TRUE(Eventually([&] {
-      grpc::ClientContext context;
-      ::grpc::health::v1::HealthCheckRequest request;
-      ::grpc::health::v1::HealthCheckResponse response;
-      request.set_service(service);
-      return health->Check(&context, request, &response).ok() &&
-             response.status() == ::grpc::health::v1::HealthCheckResponse::SERVING;
-    })) << service;
-  }
+  for (const char* service : {"", "liveness", "readiness"})
+    EXPECT_TRUE(Eventually([&] { return Healthy(service); })) << service;
 }
 
 // ---- experts
@@ -376,6 +368,34 @@ TEST_F(ExpertsTest, AnOutageBeyondTheGraceFailsTheRequest) {
   EXPECT_EQ(router->failed[1].code(), StatusCode::kUnavailable);
   EXPECT_THAT(StatusMessage(router->failed[1]), HasSubstr("shard 0/1"));
   EXPECT_TRUE(AllFree());
+}
+
+TEST_F(ExpertsTest, SessionsAndProbesAreServedWhileTheExpertsAreAwaited) {
+  options_.sessions.heartbeat = std::chrono::milliseconds(60);
+  std::promise<void> listens, ready;
+  server_ = std::make_unique<DecodeServer>(engine_.weights(), **kernels::SelectKernels("auto"), clock_, registry_,
+                                           options_);
+  std::thread start([&] {
+    const Status started = server_->Start([&](rpc::Loop* loop) {
+      listens.set_value();
+      ready.get_future().wait();
+      return server_->LocalBackend()(loop);
+    });
+    EXPECT_TRUE(started.ok()) << started;
+  });
+  listens.get_future().wait();
+  address_ = "127.0.0.1:" + std::to_string(server_->port());
+  channel_ = rpc::CreateChannel(address_);
+  EXPECT_TRUE(Eventually([&] { return Healthy("liveness"); }));
+  EXPECT_FALSE(Healthy("readiness"));
+  const auto router = GreetedRouter(), silent = GreetedRouter();
+  EXPECT_EQ(router->Refusal(1, engine_.OracleState()).code(), StatusCode::kUnavailable);
+  EXPECT_TRUE(router->NextOfAnyKind().has_heartbeat());
+  clock_.Advance(options_.leases.heartbeat_timeout);
+  EXPECT_FALSE(silent->Finish().ok());  // ended by the server
+  ready.set_value();
+  start.join();
+  EXPECT_TRUE(Eventually([&] { return Healthy("readiness"); }));
 }
 
 TEST_F(ExpertsTest, ExpertsThatCannotBeMadeEndTheStart) {
