@@ -41,6 +41,12 @@ v1::PrefillEvent CommittedOf(int64_t tokens, int64_t bytes) {
 }
 
 // The router may try again elsewhere: a shard that was too slow is as good as one that is away.
+/// Nothing but experts keeps a step from its end in this way.
+bool IsOutage(const JobEvent& event) {
+  return event.kind == JobEvent::Kind::kFailed && (event.error.code() == StatusCode::kUnavailable ||
+                                                   event.error.code() == StatusCode::kDeadlineExceeded);
+}
+
 Status JobError(const Status& status) {
   if (status.code() != StatusCode::kDeadlineExceeded) return status;
   return Unavailable(StatusMessage(status));
@@ -208,6 +214,12 @@ rpc::Task<Status> PrefillService::FollowJob(rpc::ServerCall& call, Job* job, Wri
       written = co_await WriteEvent(job, committed, writer);
       if (written) co_return OkStatus();
     } else if (event->kind != JobEvent::Kind::kGone) {
+      if (IsOutage(*event)) {
+        v1::PrefillEvent away;
+        away.mutable_experts_away();
+        written = co_await WriteEvent(job, away, writer);
+        if (!written) co_return Cancelled("the caller has gone");
+      }
       co_return JobError(event->error);
     }
     if (!written) co_return Cancelled("the caller has gone");

@@ -36,6 +36,7 @@ struct PrefillClient::Running {
   TimePoint last_heard;
   bool silent = false;
   bool taken = false;      // the worker has said something of it
+  bool experts_away = false;
   bool abandoned = false;  // the flow does not want to hear of it any more
 
   static void Push(const std::shared_ptr<Running>& running, const v1::PrefillEvent& event) {
@@ -46,6 +47,7 @@ struct PrefillClient::Running {
     failed.kind = Kind::kPrefillFailed;
     failed.error = std::move(status);
     failed.untaken = !taken && !silent;
+    failed.experts_away = experts_away;
     Deliver(std::move(failed));
   }
 
@@ -215,6 +217,7 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
     while (co_await stream.Read(&event)) {
       running->last_heard = loop->Now();
       running->taken = true;
+      running->experts_away |= event.has_experts_away();
       complete |= event.has_committed() || event.first_token().finish() != v1::STEP_FINISH_NONE;
       Running::Push(running, event);
       co_await AwaitReader(loop, running.get());

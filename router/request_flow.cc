@@ -15,6 +15,8 @@ namespace {
 
 using Kind = FlowEvent::Kind;
 
+// Prefill workers that wait for a shard, each for its whole grace, before the shard itself counts as away.
+constexpr int kMaxExpertsAway = 2;
 constexpr Duration kLookAround = std::chrono::milliseconds(20);
 constexpr Duration kMaxBackoff = std::chrono::seconds(1), kMaxPatience = std::chrono::seconds(32);
 
@@ -217,6 +219,7 @@ class Request {
       // ABORTED twice: no prefill worker fills this lease, another pair may do better. Rows of logits that went
       // out cannot be taken back.
       aborted += status.code() == StatusCode::kAborted;
+      over_ |= experts_away_ >= kMaxExpertsAway;
       const bool too_large = status.code() == StatusCode::kOutOfRange;  // another prefill worker may be larger
       const bool again = (rpc::IsRetryable(status) || too_large) && aborted < 2 && !over_ && !state_.want_logits;
       const bool nobody = prefill_untaken_ && status.code() == StatusCode::kUnavailable;
@@ -443,6 +446,7 @@ class Request {
         if (decode_running_) co_return LostFirstToken();
         prefill_failed_ = true;
         prefill_untaken_ = event.untaken;
+        experts_away_ += event.experts_away;
         co_return WorkerError(event.error);
       case Kind::kPromptLogits: {
         if (event.attempt != attempt_) break;
@@ -488,6 +492,7 @@ class Request {
   /// The prefill is over, whatever its worker still says of it.
   void DecodeRuns() {
     decode_running_ = true;
+    experts_away_ = 0;
     filling_ = {};
   }
 
@@ -585,6 +590,7 @@ class Request {
   Duration patience_, backoff_{};
   TimePoint not_before_, asks_anyway_;  // in the line: the next question, and the next without a sign of room
   int prefill_refusals_ = 0;
+  int experts_away_ = 0;  // prefill workers that waited for experts in vain, since a prefill went well
   bool over_ = false;  // nothing can help: the client is gone, the time is up, no worker is there
 };
 

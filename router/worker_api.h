@@ -35,6 +35,7 @@ struct FlowEvent {
   int64_t cached = 0;  // kFirstToken: tokens of the context from the prefill worker's prefix cache
   Status error;
   bool untaken = false;  // kPrefillFailed: the worker had said nothing of this prefill
+  bool experts_away = false;  // kPrefillFailed: because experts did not answer the worker for its grace
   int64_t first_row = 0;
   std::vector<float> logits;
   std::vector<TokenLogprobs> logprobs;  // kFirstToken, kToken: of that one, when wanted

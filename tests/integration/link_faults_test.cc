@@ -455,6 +455,28 @@ void OutageEndsStreams(Kind kind) {
 TEST(ExpertOutage, LongerThanTheGraceFailsStreamsWithTheShardsName) { OutageEndsStreams(Kind::kRefuse); }
 TEST(ExpertOutage, AShardThatAnswersNothingDoesTheSame) { OutageEndsStreams(Kind::kHold); }
 
+TEST(ExpertOutage, AShardRefusedForGoodDuringPrefillEndsStreamsWithItsName) {
+  const auto cluster = LinkedCluster::Start({.model = DemoDirectory()});
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  const auto workload = MakeWorkload(kMaxTokens);
+  ASSERT_TRUE(workload.ok()) << workload.status();
+  LinkProxy& link = (*cluster)->link(Link::kPrefillExpert0);
+  link.Set({.kind = Kind::kRefuse});
+  const StreamsResult result = Streams((*cluster)->address(), *workload).Join();
+  std::printf("  all streams %.2f s\n", Seconds(result.total));
+  for (const Output& output : result.outputs) {
+    EXPECT_EQ(output.status.code, kUnavailable) << output.status.message;
+    EXPECT_THAT(output.status.message, ::testing::HasSubstr("expert shard 0/2"));
+    EXPECT_TRUE(output.ids.empty());
+  }
+  Status held = (*cluster)->WaitNothingHeld(kSettled);
+  EXPECT_TRUE(held.ok()) << held;
+  link.Heal();
+  const StreamsResult after = Streams((*cluster)->address(), *workload).Join();
+  for (size_t i = 0; i < kStreams; ++i) EXPECT_EQ(after.outputs[i].ids, workload->answers[i]) << "stream " << i;
+  EXPECT_EQ((*cluster)->Ended(), "");
+}
+
 TEST(ExpertOutage, ClientsThatLeaveWhileAShardHangsFreeTheirKv) {
   const auto cluster = LinkedCluster::Start({DemoDirectory(), {"--expert-outage-grace-ms", "60000"}});
   ASSERT_TRUE(cluster.ok()) << cluster.status();

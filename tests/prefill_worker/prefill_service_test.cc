@@ -224,6 +224,20 @@ TEST_F(PrefillServiceTest, DebugLogitsAreTheOracles) {
   EXPECT_EQ(event->first_token().token(), 17);
 }
 
+TEST_F(PrefillServiceTest, AnAttemptThatMissedItsExpertsSaysSoLast) {
+  Serve();
+  m_.experts.FailNext(DeadlineExceeded("experts of layer 0: no answer"));
+  auto missed = Call(OracleState());
+  const auto event = missed->NextNews();
+  EXPECT_TRUE(event && event->has_experts_away());
+  EXPECT_FALSE(missed->NextNews());
+  EXPECT_EQ(missed->Finish().code(), StatusCode::kUnavailable);
+  m_.experts.FailNext(Internal("a bug"));
+  auto other = Call(OracleState());
+  EXPECT_FALSE(other->NextNews());
+  EXPECT_EQ(other->Finish().code(), StatusCode::kInternal);
+}
+
 TEST_F(PrefillServiceTest, AnIncompatibleRouterIsRefused) {
   Serve();
   v1::PrefillRequest request = Request(OracleState());

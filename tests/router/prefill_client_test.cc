@@ -242,6 +242,23 @@ TEST_F(PrefillClientTest, SaysWhetherAnyWorkerHadTakenIt) {
   EXPECT_FALSE(event.untaken);
 }
 
+TEST_F(PrefillClientTest, TellsAnOutageOfExpertsFromOtherTrouble) {
+  ConnectWell();
+  for (const bool outage : {true, false}) {
+    Start();
+    if (outage) {
+      v1::PrefillEvent away;
+      away.mutable_experts_away();
+      server_->Send(away);
+    }
+    server_->End(Unavailable("trouble"));
+    const FlowEvent event = Next(queue_);
+    EXPECT_EQ(event.kind, Kind::kPrefillFailed);
+    EXPECT_EQ(event.error.code(), StatusCode::kUnavailable);
+    EXPECT_EQ(event.experts_away, outage);
+  }
+}
+
 TEST_F(PrefillClientTest, AWorkerThatOnlyPassesOnATroubleIsSoonHealthyAgain) {
   options_.describe_interval = std::chrono::hours(1);
   ConnectWell();

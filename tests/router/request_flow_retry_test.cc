@@ -24,6 +24,12 @@ class RetryTest : public FlowTest {
     Settle();
     ASSERT_EQ(prefill().calls.size(), 1u);
   }
+  static void MissExperts(FakePrefill::Call& call) {
+    FlowEvent away = EventOf(Kind::kPrefillFailed, call.options.attempt);
+    away.error = Unavailable("expert shard 1/2 at x: no connection");
+    away.experts_away = true;
+    call.Push(std::move(away));
+  }
   /// The request ends well on `decode` and `prefill`, behind what it has; it has been opened there already.
   void FinishOn(size_t decode_worker, size_t prefill_worker, int64_t from, int64_t to) {
     if (call(prefill_worker).open) {
@@ -128,6 +134,39 @@ TEST_F(RetryTest, EventsOfAnOlderAttemptAreIgnored) {
   ASSERT_EQ(prefill(0).calls.size(), 2u);
   EXPECT_EQ(call(0).options.attempt, 3u);
   FinishOn(0, 0, 1, 3);
+}
+
+TEST_F(RetryTest, AShardThatTwoPrefillWorkersMissIsAwayForTheRequest) {
+  AddPrefill();
+  RunToPrefill();
+  MissExperts(call(0));
+  Settle();
+  ASSERT_EQ(prefill(1).calls.size(), 1u) << "only the link may be broken";
+  MissExperts(call(1));
+  const Status status = Outcome();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(StatusMessage(status)), HasSubstr("shard 1/2"));
+  EXPECT_TRUE(prefill(2).calls.empty());
+  EXPECT_TRUE(decode(1).leases.empty()) << "another pair has the same experts";
+}
+
+TEST_F(RetryTest, OutagesOfBeforeAPrefillThatWentWellDoNotCount) {
+  RunToPrefill();
+  MissExperts(call(0));
+  Settle();
+  call(1).FirstToken();
+  call(1).Commit();
+  lease(0).Tokens(1, 3);
+  Settle();
+  lease(0).Fail(Unavailable("died"));
+  Settle();
+  lease(1).Grant();
+  Settle();
+  const size_t at = call(0).open ? 0 : 1;
+  MissExperts(call(at));
+  Settle();
+  EXPECT_FALSE(done());
+  FinishOn(1, 1 - at, 4, 6);
 }
 
 TEST_F(RetryTest, ALeaseHasSoManyPrefills) {
