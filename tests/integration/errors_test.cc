@@ -10,11 +10,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
+#include <thread>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "tests/integration/cluster_fixture.h"
 #include "tests/support/broken_checkpoint.h"
+#include "tests/support/patience.h"
 #include "tests/support/programs.h"
 
 namespace cachalot::testing {
@@ -442,6 +445,77 @@ TEST(Weights, NanLogitsAreAnErrorAndNeverAToken) {
     EXPECT_TRUE(cluster->WaitNothingHeld(kSettled).ok());
     EXPECT_EQ(Ask(client, good).ids, EmbeddedTokens(*embedded, good)) << "after the error";
   }
+}
+
+/// A stream that somebody reads all the time until it has been enough.
+class Reader {
+ public:
+  Reader(const std::string& router, const client::GenerateRequest& request)
+      : client_(router), stream_(client_.Generate(request)), thread_([this] { Read(); }) {}
+  ~Reader() {
+    if (thread_.joinable()) Leave();
+  }
+  size_t tokens() const { return tokens_; }
+  bool WaitTokens(size_t count) {
+    const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+    while (tokens_ < count && !over_ && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    return tokens_ >= count;
+  }
+  Output Leave() {
+    stream_->Cancel();
+    thread_.join();
+    return output_;
+  }
+
+ private:
+  void Read() {
+    client::Event event;
+    while (stream_->Next(&event)) {
+      output_.ids.insert(output_.ids.end(), event.token_ids.begin(), event.token_ids.end());
+      tokens_ = output_.ids.size();
+    }
+    output_.status = stream_->Finish();
+    over_ = true;
+  }
+
+  client::Client client_;
+  std::unique_ptr<client::TokenStream> stream_;
+  Output output_;  // the thread's until it has ended
+  std::atomic<size_t> tokens_ = 0;
+  std::atomic<bool> over_ = false;
+  std::thread thread_;
+};
+
+TEST(Weights, NanLogitsAtADecodeStepEndTheirStreamAndNoOtherOfTheBatch) {
+  constexpr int kBad = 300, kLong = 3000;
+  BrokenCheckpoint checkpoint;
+  checkpoint.Tensors([](auto& t) { PutNans(t.at("model.embed_tokens.weight"), kBad * 64, 64); });
+  const auto cluster = MustStart({.model = checkpoint.path()});
+  const auto embedded = MustLoad(TinyCheckpoint());
+  ASSERT_TRUE(cluster && embedded);
+  client::GenerateRequest good[] = {IdsRequest({5, 6, 7}, kLong, 0, 1), IdsRequest({9, 8}, kLong, 0, 1)};
+  Reader first(cluster->router(), good[0]), second(cluster->router(), good[1]);
+  ASSERT_TRUE(first.WaitTokens(8) && second.WaitTokens(8));
+  client::GenerateRequest bad = IdsRequest({5, 6, 7}, 4, 0, 1);
+  bad.logit_bias = {{kBad, 100.f}};  // the first token, so that the first step after the prompt meets it
+  client::Client client(cluster->router());
+  for (int round = 0; round < 3; ++round) {
+    const Output output = Ask(client, bad);
+    EXPECT_EQ(output.status.code, kInternal) << output.status.message;
+    EXPECT_THAT(output.status.message, HasSubstr("logit of token 0: wanted a number, got nan"));
+    EXPECT_EQ(output.ids, std::vector<int32_t>{kBad}) << "it never came to a step of decoding";
+  }
+  for (Reader* reader : {&first, &second}) {
+    EXPECT_TRUE(reader->WaitTokens(reader->tokens() + 8)) << "it did not run beside the bad ones";
+    const Output output = reader->Leave();
+    EXPECT_EQ(output.status.code, 1) << output.status.message;
+    client::GenerateRequest& asked = good[reader == &second];
+    asked.max_tokens = static_cast<int>(output.ids.size());
+    const auto want = EmbeddedTokens(*embedded, asked);
+    ASSERT_EQ(std::count(want.begin(), want.end(), kBad), 0) << "choose another prompt";
+    EXPECT_EQ(output.ids, want);
+  }
+  EXPECT_TRUE(cluster->WaitNothingHeld(kSettled).ok());
 }
 
 // --- Peers ---
