@@ -4,6 +4,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/generator.h"
 #include "client/embedded/embedded_model.h"
+#include "common/base/standard_output.h"
 
 namespace cachalot::cli {
 namespace {
@@ -16,11 +17,8 @@ Status Talk(Generator& generator, const GenerationOptions& options, const std::s
     if (line.empty()) continue;
     prompt.chat.push_back({"user", line});
     ASSIGN_OR_RETURN(const GenerationResult result,
-                     generator.Generate(prompt, options, [](const std::string& text) {
-                       std::fwrite(text.data(), 1, text.size(), stdout);
-                       std::fflush(stdout);
-                     }));
-    std::puts("");
+                     generator.Generate(prompt, options, [](const std::string& text) { return WriteStdout(text); }));
+    RETURN_IF_ERROR(WriteStdout("\n"));
     prompt.chat.push_back({"assistant", result.text.value_or("")});
   }
   return OkStatus();

@@ -7,17 +7,13 @@
 
 #include "client/cli/commands.h"
 #include "client/cli/generator.h"
+#include "common/base/standard_output.h"
 
 namespace cachalot::cli {
 namespace {
 
 constexpr const char* kReferences[] = {"Genesis 1:1", "Psalms 23:1", "John 3:16"};
 constexpr int kMaxTokens = 128;
-
-void Stream(const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
-}
 
 Status Run(const Target& target) {
   ASSIGN_OR_RETURN(const auto generator, MakeGenerator(target));
@@ -27,11 +23,11 @@ Status Run(const Target& target) {
   for (const char* reference : kReferences) {
     Prompt prompt;
     prompt.chat = {{"user", reference}};
-    std::printf(terminal ? "\033[1m%s\033[0m  " : "%s\t", reference);
-    std::fflush(stdout);
+    const std::string head = reference;
+    RETURN_IF_ERROR(WriteStdout(terminal ? "\033[1m" + head + "\033[0m  " : head + "\t"));
     ASSIGN_OR_RETURN(const GenerationResult result,
-                     generator->Generate(prompt, options, Stream));
-    std::puts("");
+                     generator->Generate(prompt, options, [](const std::string& text) { return WriteStdout(text); }));
+    RETURN_IF_ERROR(WriteStdout("\n"));
     const double decode = result.total_seconds - result.first_token_seconds;
     const auto more = static_cast<double>(result.token_ids.size()) - 1;
     std::fprintf(stderr, "%s: first token after %.1f ms, then %.0f tokens/s\n", reference,

@@ -17,7 +17,7 @@ class EmbeddedGenerator final : public Generator {
   explicit EmbeddedGenerator(std::unique_ptr<EmbeddedModel> embedded) : embedded_(std::move(embedded)) {}
 
   StatusOr<GenerationResult> Generate(const Prompt& prompt, const GenerationOptions& options,
-                                      const std::function<void(const std::string&)>& on_text) override {
+                                      const OnText& on_text) override {
     SequenceState state;
     ASSIGN_OR_RETURN(state.prompt, Encode(prompt));
     state.params = ParamsOf(options);
@@ -31,18 +31,23 @@ class EmbeddedGenerator final : public Generator {
     std::vector<SequenceState> states;
     std::deque<OutputText> texts;
     std::vector<RunOptions> runs;
+    Status shown;
+    const Show show = [&](const std::string& piece) {
+      if (on_text && shown.ok()) shown = on_text(piece);
+    };
     for (int i = 0; i < options.n; ++i) {
       OutputText& text = texts.emplace_back(embedded_->tokenizer(), output.stop, state.params.sampling.min_tokens);
       states.push_back(state);
-      runs.push_back(RunOf(start, i == 0 ? on_text : nullptr, &text, &result, &result.choice(i)));
+      runs.push_back(RunOf(start, i == 0 ? show : nullptr, &text, &result, &result.choice(i), &shown));
       ++state.params.sampling.seed;
       state.params.prompt_logprobs = kNoLogprobs;
     }
     RETURN_IF_ERROR(RunEmbedded(*embedded_, states, runs));
     for (int i = 0; i < options.n; ++i) {
-      Show(texts[i].Finish(), i == 0 ? on_text : nullptr, &result.choice(i));
+      Take(texts[i].Finish(), i == 0 ? show : nullptr, &result.choice(i));
       result.choice(i).matched_stop = texts[i].matched_stop();
     }
+    RETURN_IF_ERROR(shown);
     result.total_seconds = SecondsSince(start);
     return result;
   }
@@ -95,16 +100,16 @@ class EmbeddedGenerator final : public Generator {
     return to;
   }
 
-  using OnText = std::function<void(const std::string&)>;
+  using Show = std::function<void(const std::string&)>;
 
-  static void Show(const std::string& piece, const OnText& on_text, Choice* choice) {
+  static void Take(const std::string& piece, const Show& show, Choice* choice) {
     if (choice->text) *choice->text += piece;
-    if (on_text && !piece.empty()) on_text(piece);
+    if (show && !piece.empty()) show(piece);
   }
 
-  /// How one output's tokens reach `choice`. What it is given must outlive the run.
-  static RunOptions RunOf(TimePoint start, const OnText& on_text, OutputText* text, GenerationResult* result,
-                          Choice* choice) {
+  /// How one output's tokens reach `choice`, until `shown` is no longer OK. What it is given must outlive the run.
+  static RunOptions RunOf(TimePoint start, const Show& show, OutputText* text, GenerationResult* result,
+                          Choice* choice, const Status* shown) {
     if (text->has_text()) choice->text.emplace();
     RunOptions run;
     run.on_prompt_logprobs = [result](const std::vector<TokenLogprobs>& entries) {
@@ -117,11 +122,11 @@ class EmbeddedGenerator final : public Generator {
       if (result->first_token_seconds == 0) result->first_token_seconds = SecondsSince(start);
       choice->token_ids.push_back(token);
       choice->finish_reason = finish == FinishReason::kLength ? "length" : "stop";
-      Show(text->Push(token), on_text, choice);
+      Take(text->Push(token), show, choice);
       if (text->stopped()) choice->finish_reason = "stop";
     };
     run.on_cached = [choice](int64_t tokens) { choice->cached_tokens = tokens; };
-    run.complete = [text] { return text->stopped(); };
+    run.complete = [text, shown] { return text->stopped() || !shown->ok(); };
     return run;
   }
 

@@ -4,6 +4,7 @@
 
 #include "client/cli/commands.h"
 #include "client/cli/generator.h"
+#include "common/base/standard_output.h"
 
 namespace cachalot::cli {
 namespace {
@@ -120,8 +121,10 @@ Json JsonOf(GenerationResult& result, const GenerationOptions& options) {
 }
 
 /// Text without a tokenizer, which has not been shown meanwhile: the token ids.
-void PrintIds(const Choice& choice) {
-  for (size_t i = 0; i < choice.token_ids.size(); ++i) std::printf("%s%d", i ? "," : "", choice.token_ids[i]);
+std::string Ids(const Choice& choice) {
+  std::string text;
+  for (const int32_t id : choice.token_ids) text += (text.empty() ? "" : ",") + std::to_string(id);
+  return text;
 }
 
 StatusOr<Prompt> PromptOf(const ConfigSchema& schema, const Flags& flags) {
@@ -143,20 +146,17 @@ Status Run(const ConfigSchema& schema, const Flags& flags) {
   ASSIGN_OR_RETURN(const Prompt prompt, PromptOf(schema, flags));
   ASSIGN_OR_RETURN(const GenerationOptions options, OptionsOf(schema, flags));
   ASSIGN_OR_RETURN(const auto generator, MakeGenerator(flags.target));
-  const auto show = [&](const std::string& text) {
-    if (flags.json) return;
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  };
+  const auto show = [&](const std::string& text) { return flags.json ? OkStatus() : WriteStdout(text); };
   ASSIGN_OR_RETURN(GenerationResult result, generator->Generate(prompt, options, show));
-  if (flags.json) return std::puts(JsonOf(result, options).dump().c_str()), OkStatus();
+  if (flags.json) return WriteStdout(JsonOf(result, options).dump() + "\n");
+  std::string rest;
   for (int i = 0; i < options.n; ++i) {
     const Choice& choice = result.choice(i);
-    if (!choice.text) PrintIds(choice);
-    if (choice.text && i > 0) std::fwrite(choice.text->data(), 1, choice.text->size(), stdout);
-    std::puts("");
+    if (!choice.text) rest += Ids(choice);
+    if (choice.text && i > 0) rest += *choice.text;
+    rest += "\n";
   }
-  return OkStatus();
+  return WriteStdout(rest);
 }
 
 }  // namespace

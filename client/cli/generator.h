@@ -58,12 +58,15 @@ struct GenerationResult : Choice {
   double first_token_seconds = 0, total_seconds = 0;
 };
 
+/// A failure ends the generation with it.
+using OnText = std::function<Status(const std::string&)>;
+
 class Generator {
  public:
   virtual ~Generator() = default;
   /// `on_text` gets text of choice 0 as it becomes complete.
   virtual StatusOr<GenerationResult> Generate(const Prompt& prompt, const GenerationOptions& options,
-                                              const std::function<void(const std::string&)>& on_text) = 0;
+                                              const OnText& on_text) = 0;
   /// All rows [ids, vocab]; the last `decode` ids go one at a time through the decode path.
   struct LogitsResult {
     std::vector<float> values;

@@ -6,6 +6,7 @@
 
 #include "client/cli/commands.h"
 #include "common/base/log.h"
+#include "common/base/standard_output.h"
 
 namespace cachalot::cli {
 
@@ -39,9 +40,7 @@ int Usage(FILE* out, int code) {
   return code;
 }
 
-int Main(int argc, char** argv) {
-  (void)InitLog("cachalot", "warning");
-  std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit is an error of write then, and cleaned up
+int Run(int argc, char** argv) {
   if (argc < 2) return Usage(stderr, 2);
   const std::string name = argv[1];
   if (name == "--help" || name == "help") return Usage(stdout, 0);
@@ -50,6 +49,14 @@ int Main(int argc, char** argv) {
     if (name == command.name) return command.run(std::vector<std::string>(argv + 2, argv + argc));
   std::fprintf(stderr, "cachalot: unknown command \"%s\"\n", name.c_str());
   return Usage(stderr, 2);
+}
+
+int Main(int argc, char** argv) {
+  (void)InitLog("cachalot", "warning");
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit is an error of write then, and cleaned up
+  const int code = Run(argc, argv);
+  // Commands that print piece by piece, and --help, leave to this line whether it arrived.
+  return code == 0 ? Report(argc > 1 ? argv[1] : "", FlushStdout()) : code;
 }
 
 }  // namespace

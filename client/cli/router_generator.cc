@@ -19,7 +19,7 @@ class RouterGenerator final : public Generator {
   explicit RouterGenerator(const std::string& router) : client_(router) {}
 
   StatusOr<GenerationResult> Generate(const Prompt& prompt, const GenerationOptions& options,
-                                      const std::function<void(const std::string&)>& on_text) override {
+                                      const OnText& on_text) override {
     client::ModelInfo info;
     RETURN_IF_ERROR(FromSdk(client_.GetModelInfo(&info)));
     client::GenerateRequest request;
@@ -56,7 +56,7 @@ class RouterGenerator final : public Generator {
         continue;
       }
       RETURN_IF_ERROR(Take(event, SecondsSince(start), &result));
-      if (event.choice == 0 && on_text && !event.text.empty()) on_text(event.text);
+      if (event.choice == 0 && on_text && !event.text.empty()) RETURN_IF_ERROR(on_text(event.text));
     }
     RETURN_IF_ERROR(FromSdk(stream->Finish()));
     result.total_seconds = SecondsSince(start);

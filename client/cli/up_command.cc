@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "client/cli/commands.h"
+#include "common/base/standard_output.h"
 #include "common/process/child_process.h"
 #include "common/process/run_role.h"
 #include "decode_worker/config.h"
@@ -163,14 +164,13 @@ class Cluster {
 
 Status Up(RoleProcess& process, const Config& config) {
   Cluster cluster(config, process);
-  const Status started = cluster.Start();
-  if (started.ok()) {
-    std::printf("ready %s\n", cluster.Line().c_str());
-    std::fflush(stdout);
-    process.WaitForStop();
+  Status status = cluster.Start();
+  if (status.ok()) {
+    status = WriteStdout("ready " + cluster.Line() + "\n");
+    if (status.ok()) process.WaitForStop();
   }
   cluster.Stop();
-  return process.stopping() ? OkStatus() : started;
+  return process.stopping() ? OkStatus() : status;
 }
 
 /// Processes of one kind cannot share one port of metrics.

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -19,6 +18,7 @@
 #include "boost/asio/signal_set.hpp"
 #include "common/base/check.h"
 #include "common/base/log.h"
+#include "common/base/standard_output.h"
 
 namespace cachalot {
 
@@ -56,6 +56,7 @@ struct RoleProcess::Impl {
   std::stop_source stop;
   int signals_seen = 0;
   bool ready = false;
+  Status printed;  // the ready line
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -96,8 +97,9 @@ Status RoleProcess::DieWithParent() {
 
 void RoleProcess::Ready(const std::string& address) {
   CHECK(!std::exchange(impl_->ready, true));
-  std::printf("ready %s %s\n", impl_->role.c_str(), address.c_str());
-  std::fflush(stdout);
+  // Whoever waits for the line would wait in vain.
+  impl_->printed = WriteStdout("ready " + impl_->role + " " + address + "\n");
+  if (!impl_->printed.ok()) return RequestStop(StatusMessage(impl_->printed));
   LogInfo("ready on " + address);
 }
 
@@ -117,7 +119,10 @@ bool RoleProcess::WaitForStop(TimePoint deadline) {
 
 bool RoleProcess::stopping() const { return impl_->stop.stop_requested(); }
 
-int RoleProcess::Exit(const Status& status) const {
+int RoleProcess::Exit(const Status& served) const {
+  Status status = served;
+  if (status.ok()) status = impl_->printed;
+  if (status.ok()) status = FlushStdout();
   if (status.ok()) return kExitOk;
   // A wrong flag is found before Init: without a log of ours its message would go to stdout.
   if (!impl_->thread.joinable()) (void)InitLog(impl_->role, "info");

@@ -53,7 +53,8 @@ class RoleProcess {
   /// script starts: ChildProcess does this by itself.
   Status DieWithParent();
 
-  /// Prints the one line "ready ROLE HOST:PORT" on stdout and flushes it. Once.
+  /// Prints the one line "ready ROLE HOST:PORT" on stdout and flushes it. Once. When that fails the process is
+  /// asked to stop, and Exit says why.
   void Ready(const std::string& address);
 
   /// For std::stop_callback: runs on the signal thread with the first SIGINT or SIGTERM (or RequestStop), before
@@ -65,9 +66,9 @@ class RoleProcess {
   bool WaitForStop(TimePoint deadline = TimePoint::max());
   bool stopping() const;
 
-  /// Logs `status` on stderr unless OK, even when Init was not reached, and gives main's result: kExitUsage for
-  /// INVALID_ARGUMENT before Ready.
-  int Exit(const Status& status) const;
+  /// Logs `served` on stderr unless OK, even when Init was not reached, and gives main's result: kExitUsage for
+  /// INVALID_ARGUMENT before Ready, kExitFailed when what was printed on stdout did not arrive.
+  int Exit(const Status& served) const;
 
  private:
   struct Impl;

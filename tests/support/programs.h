@@ -36,12 +36,19 @@ inline std::vector<std::string> RunningWith(const std::string& word) {
   return found;
 }
 
+/// `argv` by a shell that does `before` first, as in InShell("exec > FILE", ...).
+inline std::vector<std::string> InShell(const std::string& before, std::vector<std::string> argv) {
+  argv[0] = CACHALOT_BINARY_DIR "/" + argv[0];
+  argv.insert(argv.begin(), {"/bin/sh", "-c", before + "; exec \"$0\" \"$@\""});
+  return argv;
+}
+
 /// Binaries by name, with their stderr in a file of this object's folder, whose name occurs in no other
 /// command line.
 class Programs {
  public:
   std::unique_ptr<ChildProcess> Start(std::vector<std::string> argv) {
-    argv[0] = std::string(CACHALOT_BINARY_DIR "/") + argv[0];
+    if (!argv[0].starts_with('/')) argv[0] = CACHALOT_BINARY_DIR "/" + argv[0];
     std::filesystem::remove(log());
     auto child = ChildProcess::Spawn({.argv = std::move(argv), .stderr_file = log()});
     EXPECT_TRUE(child.ok()) << child.status();
