@@ -1,5 +1,7 @@
 #include "router/frontend.h"
 
+#include <algorithm>
+
 #include "common/base/ids.h"
 #include "common/model/config.h"
 #include "common/tokenizer/chat_format.h"
@@ -43,6 +45,9 @@ StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsRespo
   if (!assets.tokenizer_json().empty()) {
     ASSIGN_OR_RETURN(front->tokenizer_,
                      Tokenizer::FromJson(assets.tokenizer_json(), assets.model() + "/tokenizer.json"));
+    const Tokenizer& tokenizer = *front->tokenizer_;
+    for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)  // text never becomes an added token
+      if (!tokenizer.IsAdded(id)) front->longest_token_ = std::max(front->longest_token_, tokenizer.TokenBytes(id).size());
   }
   front->limits_ = {config.vocab_size, config.max_position_embeddings};
   front->info_.set_model(assets.model());
@@ -56,34 +61,44 @@ StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsRespo
   return front;
 }
 
-StatusOr<std::vector<int32_t>> Frontend::EncodeText(const std::string& text) const {
-  if (!tokenizer_) return FailedPrecondition("this model has no tokenizer: send token_ids");
-  return tokenizer_->Encode(text, false);
+PromptText PromptText::Of(const v1::Chat& chat) {
+  PromptText of;
+  of.chat = true;
+  for (const v1::ChatMessage& message : chat.messages()) of.messages.push_back({message.role(), message.content()});
+  return of;
 }
 
-StatusOr<std::vector<int32_t>> Frontend::EncodeChat(const v1::Chat& chat) const {
-  if (!tokenizer_) return FailedPrecondition("this model has no tokenizer: send token_ids");
-  std::vector<ChatMessage> messages;
-  for (const v1::ChatMessage& message : chat.messages())
-    messages.push_back({message.role(), message.content()});
-  return cachalot::EncodeChat(*tokenizer_, messages);
+size_t PromptText::Bytes() const {
+  size_t bytes = text.size();
+  for (const ChatMessage& message : messages) bytes += message.content.size();
+  return bytes;
 }
 
-StatusOr<SequenceState> Frontend::Admit(const v1::GenerateRequest& request) const {
+StatusOr<std::vector<int32_t>> Frontend::Encode(const PromptText& text) const {
+  if (!tokenizer_) return FailedPrecondition("this model has no tokenizer: send token_ids");
+  return text.chat ? EncodeChat(*tokenizer_, text.messages) : tokenizer_->Encode(text.text, false);
+}
+
+Status Frontend::CheckLength(const PromptText& text) const {
+  if (longest_token_ == 0) return OkStatus();
+  const auto least = static_cast<int64_t>((text.Bytes() + longest_token_ - 1) / longest_token_);
+  if (least < limits_.max_context_tokens) return OkStatus();
+  return OutOfRange("the prompt has " + std::to_string(text.Bytes()) + " bytes, at least " + std::to_string(least) +
+                    " tokens, and at least one is to come: together more than the context of " +
+                    std::to_string(limits_.max_context_tokens) + "; shorten the prompt");
+}
+
+StatusOr<SequenceState> Frontend::Admit(const v1::GenerateRequest& request, std::vector<int32_t> prompt) const {
   SequenceState state;
   state.request_id = request.request_id().empty() ? HexId(RandomId()) : request.request_id();
   switch (request.input_case()) {
     case v1::GenerateRequest::kTokenIds:
       state.prompt.assign(request.token_ids().ids().begin(), request.token_ids().ids().end());
       break;
-    case v1::GenerateRequest::kText: {
-      ASSIGN_OR_RETURN(state.prompt, EncodeText(request.text()));
+    case v1::GenerateRequest::kText:
+    case v1::GenerateRequest::kChat:
+      state.prompt = std::move(prompt);
       break;
-    }
-    case v1::GenerateRequest::kChat: {
-      ASSIGN_OR_RETURN(state.prompt, EncodeChat(request.chat()));
-      break;
-    }
     case v1::GenerateRequest::INPUT_NOT_SET:
       return InvalidArgument("no input: wanted one of token_ids, text and chat");
   }

@@ -9,12 +9,24 @@
 
 #include "cachalot/v1/cluster.pb.h"
 #include "cachalot/v1/generation.pb.h"
+#include "common/tokenizer/chat_message.h"
 #include "common/tokenizer/stream_decoder.h"
 #include "common/tokenizer/tokenizer.h"
 #include "router/admission.h"
 #include "router/output_text.h"
 
 namespace cachalot {
+
+/// What a request asks about in words.
+struct PromptText {
+  std::string text;                   // when there are no messages
+  std::vector<ChatMessage> messages;  // of a chat
+  bool chat = false;
+
+  static PromptText Of(const std::string& text) { return {text, {}, false}; }
+  static PromptText Of(const v1::Chat& chat);
+  size_t Bytes() const;
+};
 
 class Frontend {
  public:
@@ -29,18 +41,21 @@ class Frontend {
   const v1::ModelInfo& info() const { return info_; }
   const std::string& compat() const { return compat_; }
 
-  /// FAILED_PRECONDITION when text meets a model without a tokenizer.
-  StatusOr<std::vector<int32_t>> EncodeText(const std::string& text) const;
-  StatusOr<std::vector<int32_t>> EncodeChat(const v1::Chat& chat) const;
+  /// Any thread. FAILED_PRECONDITION when text meets a model without a tokenizer.
+  StatusOr<std::vector<int32_t>> Encode(const PromptText& text) const;
+  /// OUT_OF_RANGE for text that must have more tokens than the context, however well it is tokenized.
+  Status CheckLength(const PromptText& text) const;
 
-  /// An admitted sequence from a public request: ids, defaults, a drawn seed, a made-up id.
-  StatusOr<SequenceState> Admit(const v1::GenerateRequest& request) const;
+  /// An admitted sequence from a public request and the ids of its text, if it has text: defaults, a drawn seed, a
+  /// made-up id.
+  StatusOr<SequenceState> Admit(const v1::GenerateRequest& request, std::vector<int32_t> prompt) const;
   /// The rest of the request, admitted too.
   StatusOr<OutputOptions> AdmitOutput(const v1::GenerateRequest& request) const;
 
  private:
   Frontend() = default;
   std::unique_ptr<Tokenizer> tokenizer_;
+  size_t longest_token_ = 0;  // bytes
   ModelLimits limits_;
   v1::ModelInfo info_;
   std::string compat_;

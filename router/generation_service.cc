@@ -7,6 +7,9 @@
 namespace cachalot {
 namespace {
 
+constexpr size_t kLongText = 64 << 10;  // bytes that take some milliseconds, tens at worst
+constexpr size_t kMaxLongTexts = 32;    // of up to a message's 16 MiB
+
 /// Writes rows of logits, tokens are ignored.
 class LogitsSink final : public FlowSink {
  public:
@@ -48,12 +51,15 @@ GenerationService::GenerationService(rpc::Server* server, rpc::Loop* loop, FlowC
       cancelled_(
           metrics->AddCounter("cachalot_router_cancelled_total", "Admitted requests that the client left")),
       tokens_(metrics->AddCounter("cachalot_router_tokens_total", "Output tokens sent")),
+      long_texts_(metrics->AddCounter("cachalot_router_long_texts_total",
+                                      "Texts that were tokenized away from the router's loop")),
       running_(metrics->AddGauge("cachalot_router_running_requests", "Requests in progress")),
       first_token_seconds_(metrics->AddHistogram("cachalot_router_first_token_seconds",
                                                  "Arrival to first token",
                                                  ExponentialBuckets(0.0005, 2, 18))),
       request_seconds_(metrics->AddHistogram("cachalot_router_request_seconds", "Arrival to end",
-                                             ExponentialBuckets(0.001, 2, 18))) {
+                                             ExponentialBuckets(0.001, 2, 18))),
+      tokenizing_(loop, "tokenizing", kMaxLongTexts) {
   flow_->preemptions =
       &metrics->AddCounter("cachalot_router_preemptions_total",
                            "Times that requests gave up their KV to others and went on later");
@@ -63,8 +69,8 @@ GenerationService::GenerationService(rpc::Server* server, rpc::Loop* loop, FlowC
       [this](rpc::ServerCall& call, const v1::GenerateRequest& request,
              rpc::ServerWriter<v1::GenerateResponse>& writer) { return Generate(call, request, writer); });
   server->Unary(loop, &inference_, &Service::RequestTokenize,
-                [this](rpc::ServerCall&, const v1::TokenizeRequest& request, v1::TokenizeResponse* response) {
-                  return Tokenize(request, response);
+                [this](rpc::ServerCall& call, const v1::TokenizeRequest& request, v1::TokenizeResponse* response) {
+                  return Tokenize(call, request, response);
                 });
   server->Unary(loop, &inference_, &Service::RequestGetModelInfo,
                 [this](rpc::ServerCall&, const v1::GetModelInfoRequest&, v1::ModelInfo* response) {
@@ -96,7 +102,16 @@ rpc::Task<Status> GenerationService::Generate(rpc::ServerCall& call, const v1::G
   CO_RETURN_IF_ERROR(Ready());
   const auto frontend = frontend_;
   const TimePoint start = loop_->Now();
-  CO_ASSIGN_OR_RETURN(SequenceState state, frontend->Admit(request));
+  std::vector<int32_t> prompt;
+  if (request.has_text() || request.has_chat()) {
+    PromptText text = request.has_chat() ? PromptText::Of(request.chat()) : PromptText::Of(request.text());
+    CO_RETURN_IF_ERROR(frontend->CheckLength(text));
+    rpc::Task<StatusOr<std::vector<int32_t>>> encoding = Encode(frontend, std::move(text), &call.scope());
+    auto encoded = co_await std::move(encoding);
+    CO_RETURN_IF_ERROR(encoded.status());
+    prompt = std::move(*encoded);
+  }
+  CO_ASSIGN_OR_RETURN(SequenceState state, frontend->Admit(request, std::move(prompt)));
   CO_ASSIGN_OR_RETURN(OutputOptions options, frontend->AdmitOutput(request));
   requests_.Add();
   running_.Add(1);
@@ -172,13 +187,28 @@ void GenerationService::Count(const std::string& request_id, const Status& statu
   }
 }
 
-rpc::Task<Status> GenerationService::Tokenize(const v1::TokenizeRequest& request,
+/// A long text takes seconds, and meanwhile the loop has heartbeats to send.
+rpc::Task<StatusOr<std::vector<int32_t>>> GenerationService::Encode(std::shared_ptr<const Frontend> frontend,
+                                                                    PromptText text, rpc::CancelScope* scope) {
+  if (text.Bytes() < kLongText) co_return frontend->Encode(text);
+  long_texts_.Add();
+  const auto input = std::make_shared<const PromptText>(std::move(text));
+  const auto ids = std::make_shared<StatusOr<std::vector<int32_t>>>(Internal("not tokenized"));
+  std::function<void()> work = [=] { *ids = frontend->Encode(*input); };
+  rpc::Task<Status> running = tokenizing_.Run(std::move(work), scope);
+  const Status done = co_await std::move(running);
+  CO_RETURN_IF_ERROR(done);
+  co_return std::move(*ids);
+}
+
+rpc::Task<Status> GenerationService::Tokenize(rpc::ServerCall& call, const v1::TokenizeRequest& request,
                                               v1::TokenizeResponse* response) {
   CO_RETURN_IF_ERROR(Ready());
   if (request.input_case() == v1::TokenizeRequest::INPUT_NOT_SET)
     co_return InvalidArgument("no input: wanted text or chat");
-  auto ids =
-      request.has_chat() ? frontend_->EncodeChat(request.chat()) : frontend_->EncodeText(request.text());
+  PromptText text = request.has_chat() ? PromptText::Of(request.chat()) : PromptText::Of(request.text());
+  rpc::Task<StatusOr<std::vector<int32_t>>> encoding = Encode(frontend_, std::move(text), &call.scope());
+  auto ids = co_await std::move(encoding);
   CO_RETURN_IF_ERROR(ids.status());
   response->mutable_ids()->Assign(ids->begin(), ids->end());
   co_return OkStatus();

@@ -7,6 +7,7 @@
 #include "cachalot/v1/generation.grpc.pb.h"
 #include "common/metrics/registry.h"
 #include "common/rpc/server.h"
+#include "common/rpc/work_thread.h"
 #include "router/frontend.h"
 #include "router/request_flow.h"
 #include "router/response_sink.h"
@@ -30,7 +31,10 @@ class GenerationService {
  private:
   rpc::Task<Status> Generate(rpc::ServerCall& call, const v1::GenerateRequest& request,
                              rpc::ServerWriter<v1::GenerateResponse>& writer);
-  rpc::Task<Status> Tokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse* response);
+  rpc::Task<Status> Tokenize(rpc::ServerCall& call, const v1::TokenizeRequest& request,
+                             v1::TokenizeResponse* response);
+  rpc::Task<StatusOr<std::vector<int32_t>>> Encode(std::shared_ptr<const Frontend> frontend, PromptText text,
+                                                   rpc::CancelScope* scope);
   rpc::Task<Status> GetModelInfo(v1::ModelInfo* response);
   rpc::Task<Status> Logits(rpc::ServerCall& call, const v1::LogitsRequest& request,
                            rpc::ServerWriter<v1::LogitsResponse>& writer);
@@ -56,9 +60,10 @@ class GenerationService {
   v1::Debug::AsyncService debug_;
   std::shared_ptr<const Frontend> frontend_;  // loop thread
   bool draining_ = false;
-  Counter &requests_, &failures_, &cancelled_, &tokens_;
+  Counter &requests_, &failures_, &cancelled_, &tokens_, &long_texts_;
   Gauge& running_;
   Histogram &first_token_seconds_, &request_seconds_;
+  rpc::WorkThread tokenizing_;
 };
 
 }  // namespace cachalot

@@ -59,6 +59,7 @@ class Served {
   EmbeddedModel& embedded() { return *embedded_; }
   client::Client& client() { return *client_; }
   rpc::Server& server() { return server_; }
+  double Counted(const std::string& name) { return metrics_.AddCounter(name, "").Value(); }
   const Tokenizer* tokenizer() const { return frontend_->tokenizer(); }
   bool EventuallyAllFree() {
     const TimePoint end = std::chrono::steady_clock::now() + kPatience;
@@ -597,6 +598,38 @@ TEST_F(DemoServiceTest, Tokenizes) {
   client::ModelInfo info;
   ASSERT_TRUE(served_->client().GetModelInfo(&info).ok());
   EXPECT_TRUE(info.has_tokenizer);
+}
+
+TEST_F(DemoServiceTest, TextThatCannotFitIsRefusedBeforeItIsTokenized) {
+  const std::string text(3 << 20, 'a');
+  std::vector<GenerateRequest> requests(2);
+  requests[0].text = text;
+  requests[1].chat = {{"user", text}};
+  for (GenerateRequest& request : requests) {
+    request.timeout_ms = kTimeoutMs;
+    const auto status = Generate(served_->client(), request).status;
+    EXPECT_EQ(status.code, static_cast<int>(StatusCode::kOutOfRange)) << status.message;
+    EXPECT_THAT(status.message, ::testing::ContainsRegex("3145728 bytes, at least [0-9]+ tokens"));
+    EXPECT_THAT(status.message, HasSubstr("more than the context of 8192"));
+  }
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), 0);
+}
+
+TEST_F(DemoServiceTest, LongTextsAreTokenizedAwayFromTheLoop) {
+  std::string text;
+  while (text.size() < 100'000) text += "In the beginning " + std::to_string(text.size()) + " é漢字 ";
+  std::vector<int32_t> ids;
+  ASSERT_TRUE(served_->client().Tokenize(text, &ids).ok());
+  EXPECT_EQ(ids, *served_->tokenizer()->Encode(text, false));
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), 1);
+  // Few bytes a token: only tokenizing tells that it is too long.
+  GenerateRequest request;
+  request.text = text;
+  request.timeout_ms = kTimeoutMs;
+  const auto status = Generate(served_->client(), request).status;
+  EXPECT_EQ(status.code, static_cast<int>(StatusCode::kOutOfRange)) << status.message;
+  EXPECT_THAT(status.message, HasSubstr("the prompt has " + std::to_string(ids.size()) + " tokens"));
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), 2);
 }
 
 TEST_F(DemoServiceTest, RefusesBadInput) {
