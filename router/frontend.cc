@@ -47,7 +47,8 @@ StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsRespo
                      Tokenizer::FromJson(assets.tokenizer_json(), assets.model() + "/tokenizer.json"));
     const Tokenizer& tokenizer = *front->tokenizer_;
     for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)  // text never becomes an added token
-      if (!tokenizer.IsAdded(id)) front->longest_token_ = std::max(front->longest_token_, tokenizer.TokenBytes(id).size());
+      if (!tokenizer.IsAdded(id))
+        front->longest_token_ = std::max(front->longest_token_, tokenizer.TokenBytes(id).size());
   }
   front->limits_ = {config.vocab_size, config.max_position_embeddings};
   front->info_.set_model(assets.model());

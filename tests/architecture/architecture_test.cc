@@ -145,4 +145,39 @@ TEST(Architecture, TheEnvironmentIsReadInOnePlaceOnly) {
   }
 }
 
+/// `Suite.Name` of every test in the sources.
+Names Tests() {
+  const std::regex test("^\\s*TEST(?:_F|_P)?\\(\\s*(\\w+)\\s*,\\s*(\\w+)\\s*\\)");
+  Names tests;
+  for (const Source& source : Sources())
+    for (const std::string& line : source.lines) {
+      std::smatch match;
+      if (std::regex_search(line, match, test)) tests.insert(match[1].str() + "." + match[2].str());
+    }
+  return tests;
+}
+
+/// docs/errors.md says in the last column of every row which tests check it.
+TEST(Docs, EveryErrorHasATestThatIsThere) {
+  const Names tests = Tests();
+  const std::regex row("^\\|.*\\|([^|]*)\\|$"), name("`(\\w+\\.\\w+)`");
+  std::ifstream in(fs::path(CACHALOT_SOURCE_DIR) / "docs/errors.md");
+  size_t in_table = 0, rows = 0;
+  for (std::string line; std::getline(in, line);) {
+    in_table = line.starts_with('|') ? in_table + 1 : 0;
+    std::smatch match;
+    if (in_table == 1) {
+      EXPECT_TRUE(line.ends_with("| test |")) << line;
+    }
+    if (in_table <= 2) continue;
+    ++rows;
+    ASSERT_TRUE(std::regex_match(line, match, row)) << line;
+    const std::string cell = match[1];
+    const std::sregex_iterator named(cell.begin(), cell.end(), name), end;
+    EXPECT_NE(named, end) << "a row without a test: " << line;
+    for (auto at = named; at != end; ++at) EXPECT_TRUE(tests.contains((*at)[1])) << "no such test: " << (*at)[1];
+  }
+  EXPECT_GT(rows, 50u) << "the tables are not read";
+}
+
 }  // namespace

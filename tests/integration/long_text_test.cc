@@ -20,7 +20,8 @@ using ::testing::Not;
 /// Words that nobody has seen, of which a tokenizer makes the most work.
 std::string Noise(size_t bytes) {
   std::string text;
-  for (uint32_t x = 1; text.size() < bytes; x = x * 1664525 + 1013904223) text += static_cast<char>('a' + (x >> 24) % 26);
+  for (uint32_t x = 1; text.size() < bytes; x = x * 1664525 + 1013904223)
+    text += static_cast<char>('a' + (x >> 24) % 26);
   return text;
 }
 
