@@ -1,11 +1,7 @@
 // Workers that come and go by DNS under load, and routers that die under their streams (DESIGN 2, 7), with real
 // processes.
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
@@ -16,6 +12,7 @@
 
 #include "tests/integration/cluster_fixture.h"
 #include "tests/support/dns_server.h"
+#include "tests/support/own_address.h"
 #include "tests/support/programs.h"
 
 namespace cachalot::testing {
@@ -29,31 +26,6 @@ std::vector<int32_t> RandomIds(size_t count, uint32_t seed) {
   std::vector<int32_t> ids(count);
   for (int32_t& id : ids) id = static_cast<int32_t>(7 + rng() % 4000);
   return ids;
-}
-
-/// A port that is free on every address of loopback that these tests use.
-int FreePort() {
-  const char* const hosts[] = {"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"};
-  for (int attempt = 0; attempt < 100; ++attempt) {
-    std::vector<int> sockets;
-    uint16_t port = 0;
-    bool free = true;
-    for (const char* host : hosts) {
-      sockaddr_in address{};
-      address.sin_family = AF_INET;
-      address.sin_port = htons(port);
-      inet_pton(AF_INET, host, &address.sin_addr);
-      socklen_t size = sizeof(address);
-      sockets.push_back(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-      free &= bind(sockets.back(), reinterpret_cast<sockaddr*>(&address), size) == 0;
-      getsockname(sockets.back(), reinterpret_cast<sockaddr*>(&address), &size);
-      if (port == 0) port = ntohs(address.sin_port);
-    }
-    for (const int fd : sockets) close(fd);
-    if (free) return port;
-  }
-  ADD_FAILURE() << "no port is free on four addresses";
-  return 0;
 }
 
 /// Real processes that a test starts and ends one by one.
@@ -196,7 +168,8 @@ class DnsTest : public ::testing::Test {
                                 Name("decode"), "--dns-server", dns_.address(), "--dns-interval-ms", "100"});
   }
   std::string Name(const std::string& role) const { return "dns:" + role + ".test:" + std::to_string(port_); }
-  static std::string Host(int host) { return "127.0.0." + std::to_string(host); }
+  /// One port for all of them: a name has one.
+  static std::string Host(int host) { return OwnHost(host); }
   void Publish(const std::string& role, const std::vector<int>& hosts) {
     std::vector<std::string> addresses;
     for (const int host : hosts) addresses.push_back(Host(host));
@@ -220,7 +193,7 @@ class DnsTest : public ::testing::Test {
     return false;
   }
 
-  const int port_ = FreePort();
+  const int port_ = kOwnPort;
   DnsServer dns_;
   Processes processes_;
 };

@@ -12,6 +12,7 @@
 
 #include "cachalot/v1/generation.grpc.pb.h"
 #include "tests/integration/cluster_fixture.h"
+#include "tests/support/own_address.h"
 
 namespace cachalot::testing {
 namespace {
@@ -23,12 +24,7 @@ constexpr int kThird = kStreams * kBlocksEach / 3;
 constexpr int kSlowTokens = 1200, kSlowBlocks = 10;
 constexpr bool Slow(uint32_t i) { return i % 4 == 0; }
 
-/// An address for metrics that no other test has: all of 127/8 is loopback.
-std::string MetricsAddress(int role) {
-  const auto pid = static_cast<unsigned>(getpid());
-  return "127." + std::to_string(1 + (pid >> 8) % 254) + "." + std::to_string(pid % 256) + "." +
-         std::to_string(role) + ":9464";
-}
+std::string MetricsAddress(int role) { return OwnHost(role) + ":" + std::to_string(kOwnPort); }
 
 /// What /metrics at `address` says of `name`; -1 when it does not.
 double Metric(const std::string& address, const std::string& name) {
