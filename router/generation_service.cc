@@ -63,6 +63,14 @@ GenerationService::GenerationService(rpc::Server* server, rpc::Loop* loop, FlowC
   flow_->preemptions =
       &metrics->AddCounter("cachalot_router_preemptions_total",
                            "Times that requests gave up their KV to others and went on later");
+  flow_->prefill_retries =
+      &metrics->AddCounter("cachalot_router_prefill_retries_total",
+                           "Prefills that failed and were tried again under the same lease");
+  flow_->lease_retries =
+      &metrics->AddCounter("cachalot_router_lease_retries_total",
+                           "Times that a request got no lease and another decode worker was asked");
+  flow_->decode_failovers = &metrics->AddCounter("cachalot_router_decode_failovers_total",
+                                                 "Times that requests went on at another pair of workers");
   using Service = v1::Inference::AsyncService;
   server->ServerStreaming(
       loop, &inference_, &Service::RequestGenerate,

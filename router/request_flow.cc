@@ -68,8 +68,11 @@ class Request {
       LogWarning(Tag() + "attempt on another pair of workers: " + StatusMessage(status));
       if (granted_) {
         ++context_->counters.decode_failovers;
-      } else if (status.code() == StatusCode::kResourceExhausted) {
-        refusal_ = status;
+        if (context_->decode_failovers) context_->decode_failovers->Add();
+      } else {
+        ++context_->counters.lease_retries;
+        if (context_->lease_retries) context_->lease_retries->Add();
+        if (status.code() == StatusCode::kResourceExhausted) refusal_ = status;
       }
     }
   }
@@ -226,6 +229,7 @@ class Request {
       if (!again || !attempts.Failed(context_->loop->Now(), nobody)) co_return status;
       if (status.code() == StatusCode::kResourceExhausted || too_large) refusal = status;
       ++context_->counters.prefill_retries;
+      if (context_->prefill_retries) context_->prefill_retries->Add();
     }
   }
 

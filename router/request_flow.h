@@ -73,6 +73,7 @@ struct FlowOptions {
 
 struct FlowCounters {
   int64_t prefill_retries = 0, decode_failovers = 0, preemptions = 0;
+  int64_t lease_retries = 0;  // pairs that ended before they had a lease, and others were asked
 };
 
 struct FlowContext {
@@ -84,7 +85,9 @@ struct FlowContext {
   /// Changes when the workers change to another model (ClusterView): requests of before end UNAVAILABLE rather
   /// than go on there.
   uint64_t generation = 0;
-  Counter* preemptions = nullptr;  // exported, when set
+  // Exported, when set.
+  Counter *preemptions = nullptr, *prefill_retries = nullptr, *decode_failovers = nullptr,
+          *lease_retries = nullptr;
   ResumeLine line;
   int64_t running = 0;  // requests
 };

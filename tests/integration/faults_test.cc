@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "tests/integration/cluster_fixture.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
@@ -71,7 +72,7 @@ TEST(Mixed, AThousandRequestsLeaveNothingBehind) {
     requests.push_back(IdsRequest(RandomIds(1 + i * 4, i), 1 + static_cast<int>(i % 24), i % 2 ? 1.f : 0.f, i));
     answers.push_back(EmbeddedTokens(*embedded, requests.back()));
   }
-  constexpr size_t kRequests = 1000;
+  constexpr size_t kRequests = 1000 / kSlowdown;
   std::atomic<size_t> next = 0, wrong = 0;
   std::vector<std::thread> threads;
   for (int t = 0; t < 16; ++t)

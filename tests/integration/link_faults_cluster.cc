@@ -24,7 +24,8 @@ std::vector<Link> LinkedCluster::LinksTo(Role role, int i) const {
     case Role::kDecode:
       return {nth(Link::kDecode0)};
     case Role::kRouter:
-      return {Link::kClient};
+      if (i == 0) return {Link::kClient};
+      break;
   }
   return {};
 }
@@ -47,7 +48,9 @@ Status LinkedCluster::Spawn(Role role, int i) {
       argv.insert(argv.end(), options_.decode_flags.begin(), options_.decode_flags.end());
       break;
     case Role::kRouter:
-      argv = {"cachalot-router", "--prefill", both(Link::kPrefill0), "--decode", both(Link::kDecode0)};
+      argv = {"cachalot-router",    "--prefill",        both(Link::kPrefill0), "--decode",
+              both(Link::kDecode0), "--metrics-listen", MetricsOf(i)};
+      argv.insert(argv.end(), options_.router_flags.begin(), options_.router_flags.end());
       break;
   }
   argv[0] = CACHALOT_BINARY_DIR "/" + argv[0];
@@ -64,7 +67,7 @@ StatusOr<std::unique_ptr<LinkedCluster>> LinkedCluster::Start(Options options) {
   }
   const TimePoint deadline = std::chrono::steady_clock::now() + kStart;
   for (Role role : {Role::kExpert, Role::kPrefill, Role::kDecode, Role::kRouter}) {
-    const int count = role == Role::kRouter ? 1 : kEach;
+    const int count = role == Role::kRouter ? cluster->options_.routers : kEach;
     auto& members = cluster->members_[static_cast<int>(role)];
     members.resize(count);
     for (int i = 0; i < count; ++i) RETURN_IF_ERROR(cluster->Spawn(role, i));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/integration/cluster_fixture.h"
+#include "tests/integration/metrics.h"
 #include "tests/support/link_proxy.h"
 
 namespace cachalot::testing {
@@ -43,7 +44,8 @@ class LinkedCluster {
   };
   struct Options {
     std::string model;
-    std::vector<std::string> decode_flags;
+    std::vector<std::string> decode_flags, router_flags;
+    int routers = 1;  // those behind the first have no proxy in front
   };
 
   static StatusOr<std::unique_ptr<LinkedCluster>> Start(Options options);
@@ -52,6 +54,8 @@ class LinkedCluster {
   /// The router, through its link.
   const std::string& address() { return link(Link::kClient).address(); }
   Member& member(Role role, int i) { return members_[static_cast<int>(role)][i]; }
+  /// Where router `i` serves its metrics.
+  static std::string MetricsOf(int i) { return MetricsAddress(10 + i); }
 
   /// A process in its place, after it has ended: with a new address and epoch, behind the same links.
   Status Restart(Role role, int i);

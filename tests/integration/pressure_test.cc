@@ -1,10 +1,7 @@
 // A decode worker whose KV holds a third of what its streams need, and clients that do not read: with real
 // processes.
 
-#include <arpa/inet.h>
 #include <grpcpp/grpcpp.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <map>
 #include <random>
@@ -12,7 +9,7 @@
 
 #include "cachalot/v1/generation.grpc.pb.h"
 #include "tests/integration/cluster_fixture.h"
-#include "tests/support/own_address.h"
+#include "tests/integration/metrics.h"
 
 namespace cachalot::testing {
 namespace {
@@ -23,28 +20,6 @@ constexpr int kBlocksEach = 4;  // for kTokens and a prompt of up to 32
 constexpr int kThird = kStreams * kBlocksEach / 3;
 constexpr int kSlowTokens = 1200, kSlowBlocks = 10;
 constexpr bool Slow(uint32_t i) { return i % 4 == 0; }
-
-std::string MetricsAddress(int role) { return OwnHost(role) + ":" + std::to_string(kOwnPort); }
-
-/// What /metrics at `address` says of `name`; -1 when it does not.
-double Metric(const std::string& address, const std::string& name) {
-  const size_t colon = address.find(':');
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(colon + 1))));
-  inet_pton(AF_INET, address.substr(0, colon).c_str(), &to.sin_addr);
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  std::string text;
-  const std::string get = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-  if (connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0 &&
-      write(fd, get.data(), get.size()) == static_cast<ssize_t>(get.size())) {
-    char buffer[4096];
-    for (ssize_t n; (n = read(fd, buffer, sizeof(buffer))) > 0;) text.append(buffer, static_cast<size_t>(n));
-  }
-  close(fd);
-  const size_t at = text.find("\n" + name + " ");
-  return at == std::string::npos ? -1 : std::stod(text.substr(at + name.size() + 2));
-}
 
 /// Greedy and sampled streams, most of them with penalties, which depend on every token before.
 client::GenerateRequest RequestOf(uint32_t i, int max_tokens = kTokens) {
