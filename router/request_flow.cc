@@ -383,6 +383,7 @@ class Request {
       }
       if (event->kind == Kind::kCancelled) co_return Gone();
       if (event->kind == Kind::kDecodeFailed) co_return WorkerError(event->error);
+      if (event->kind == Kind::kPreempted) co_return Unavailable("preempted before its lease was granted");
       if (event->kind == Kind::kGranted) break;
     }
     granted_ = true;
@@ -503,6 +504,12 @@ class Request {
   /// Those that the client has not got from an earlier attempt.
   rpc::Task<Status> EmitPromptLogprobs(FlowEvent& event) {
     const int64_t first = std::max(event.first_row, next_prompt_logprob_);
+    const int64_t prompt = static_cast<int64_t>(state_.prompt.size());
+    const auto entries_here = static_cast<int64_t>(event.logprobs.size());
+    if (event.first_row < 1 || event.first_row > prompt || entries_here > prompt - event.first_row)
+      co_return Internal("log probabilities of " + std::to_string(entries_here) +
+                         " prompt tokens from token " + std::to_string(event.first_row) +
+                         " on came for a prompt of " + std::to_string(prompt));
     if (event.first_row > next_prompt_logprob_)
       co_return Internal("log probability of prompt token " + std::to_string(event.first_row) +
                          " came before token " + std::to_string(next_prompt_logprob_));
@@ -552,6 +559,10 @@ class Request {
     tokens.push_back(event.token);
     output_.push_back(event.token);
     finish_ = event.finish;
+    // Nothing would come any more, or what nobody asked for.
+    if (finish_ == FinishReason::kNone && NextIndex() >= state_.params.max_tokens)
+      co_return Internal("output token " + std::to_string(event.index) + " is the last of " +
+                         std::to_string(state_.params.max_tokens) + ", but its worker goes on");
     if (!event.logits.empty()) {
       const int64_t row = static_cast<int64_t>(state_.prompt.size()) + event.index - 1;
       const bool there = co_await sink_->Logits(row, std::move(event.logits));

@@ -1,0 +1,148 @@
+// cachalot.v1.GenerateRequest as any client may send it, admitted by the router in front of the demo's model.
+
+#include <google/protobuf/stubs/logging.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/cluster/assets.h"
+#include "common/cluster/compat.h"
+#include "common/rpc/error_map.h"
+#include "router/frontend.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/support/oracle.h"
+
+namespace cachalot::fuzz {
+namespace {
+
+/// With the demo's tokenizer, and the same model without any.
+const Frontend& Front(bool tokenizer) {
+  static const auto make = [](bool with_tokenizer) {
+    auto assets = ReadModelAssets(testing::DemoDirectory());
+    CHECK_MSG(assets.ok(), StatusMessage(assets.status()));
+    if (!with_tokenizer) assets->clear_tokenizer_json();
+    auto front = Frontend::Make(*assets);
+    CHECK_MSG(front.ok(), StatusMessage(front.status()));
+    return std::move(*front);
+  };
+  static const auto with = make(true), without = make(false);
+  return tokenizer ? *with : *without;
+}
+
+void CheckRefusal(const Status& status, bool tokenizer) {
+  CHECK(status.code() == StatusCode::kInvalidArgument || status.code() == StatusCode::kOutOfRange ||
+        (status.code() == StatusCode::kFailedPrecondition && !tokenizer));
+  const grpc::Status said = rpc::ToGrpc(status);
+  CHECK(!said.error_message().empty() && said.error_message().size() <= 2000);
+}
+
+void CheckAdmitted(const v1::GenerateRequest& request, const SequenceState& state, const Frontend& front) {
+  const int vocab = front.limits().vocab_size;
+  for (const auto* ids : {&state.prompt, &state.emitted, &state.params.stop_token_ids})
+    CHECK(std::all_of(ids->begin(), ids->end(), [&](int32_t id) { return id >= 0 && id < vocab; }));
+  CHECK(!state.prompt.empty() && !state.request_id.empty());
+  if (request.has_token_ids())
+    CHECK(std::equal(state.prompt.begin(), state.prompt.end(), request.token_ids().ids().begin(),
+                     request.token_ids().ids().end()));
+  const GenerationParams& params = state.params;
+  CHECK(params.max_tokens >= 1 && state.MaxTokens() <= front.limits().max_context_tokens);
+  CHECK(ValidateGenerationParams(params, vocab).ok());
+  CHECK(std::isfinite(params.sampling.temperature) && std::isfinite(params.sampling.repetition_penalty));
+  if (request.sampling().has_seed()) CHECK(params.sampling.seed == request.sampling().seed());
+  CHECK(state.forced.empty() && !state.want_logits);  // debugging is no public field
+  // The workers take what the router admits. With all of its tokens there already it never reaches them.
+  if (static_cast<int64_t>(state.emitted.size()) == params.max_tokens) return;
+  const auto there = FromProto(ToProto(state), vocab);
+  CHECK_MSG(there.ok(), StatusMessage(there.status()));
+  CHECK(ToProto(*there).SerializeAsString() == ToProto(state).SerializeAsString());
+}
+
+/// The prompt's tokens stand for an output.
+void CheckStops(const OutputOptions& options, const SequenceState& state, const Frontend& front) {
+  OutputText text(front.tokenizer(), options.stop, state.params.sampling.min_tokens);
+  for (size_t i = 0; i < std::min<size_t>(state.prompt.size(), 256) && !text.stopped(); ++i)
+    (void)text.Push(state.prompt[i]);
+  if (text.stopped())
+    CHECK(std::find(options.stop.begin(), options.stop.end(), text.matched_stop()) != options.stop.end());
+  (void)text.Finish();
+}
+
+void CheckRequest(v1::GenerateRequest request, bool tokenizer) {
+  const Frontend& front = Front(tokenizer);
+  const auto state = front.Admit(request);
+  const auto options = front.AdmitOutput(request);
+  if (!state.ok()) CheckRefusal(state.status(), tokenizer);
+  if (!options.ok()) CheckRefusal(options.status(), tokenizer);
+  if (state.ok()) CheckAdmitted(request, *state, front);
+  if (options.ok())
+    CHECK(options->n >= 1 && options->n <= kMaxChoices && options->stop.size() <= kMaxStopStrings);
+  if (!state.ok() || !options.ok()) return;
+  CheckStops(*options, *state, front);
+  // What is drawn where it is absent, given: the same again.
+  request.set_request_id(state->request_id);
+  request.mutable_sampling()->set_seed(state->params.sampling.seed);
+  const auto again = front.Admit(request);
+  CHECK_MSG(again.ok(), StatusMessage(again.status()));
+  CHECK(ToProto(*again).SerializeAsString() == ToProto(*state).SerializeAsString());
+}
+
+}  // namespace
+
+std::vector<Seed> Seeds() {
+  v1::GenerateRequest ids, text, chat, sampled, resumed, stops, beyond, none;
+  for (int id : {1, 2, 3}) ids.mutable_token_ids()->add_ids(id);
+  text.set_request_id("r1");
+  text.set_text("In the beginning <｜User｜> God created the heaven");
+  text.set_max_tokens(32);
+  text.set_logprobs(5);
+  text.set_prompt_logprobs(0);
+  for (const char* role : {"system", "user", "assistant", "user"}) {
+    v1::ChatMessage& message = *chat.mutable_chat()->add_messages();
+    message.set_role(role);
+    message.set_content(std::string("Genesis 1:1 ") + role);
+  }
+  sampled = ids;
+  v1::SamplingParams& params = *sampled.mutable_sampling();
+  params.set_temperature(.7f);
+  params.set_top_k(20);
+  params.set_top_p(.9f);
+  params.set_seed(1234);
+  params.set_min_p(.1f);
+  params.set_frequency_penalty(.5f);
+  params.set_presence_penalty(-.5f);
+  params.set_repetition_penalty(1.2f);
+  params.set_min_tokens(2);
+  for (int id : {3, 9}) {
+    params.add_logit_bias()->set_id(id);
+    params.mutable_logit_bias()->rbegin()->set_bias(-1.5f);
+  }
+  sampled.add_stop_token_ids(7);
+  sampled.set_n(3);
+  resumed = sampled;
+  resumed.clear_n();
+  resumed.set_max_tokens(4);
+  for (int id : {4, 5}) resumed.add_resume_tokens(id);
+  stops = text;
+  stops.add_stop("created");
+  stops.add_stop("\n\n");
+  stops.set_ignore_eos(true);
+  beyond = ids;
+  beyond.set_max_tokens(1 << 30);
+  none.set_max_tokens(1);
+  const auto seed = [](const char* name, const v1::GenerateRequest& request) {
+    return Seed{name, request.SerializeAsString()};
+  };
+  return {seed("ids", ids),         seed("text", text),   seed("chat", chat),     seed("sampled", sampled),
+          seed("resumed", resumed), seed("stops", stops), seed("beyond", beyond), seed("no_input", none)};
+}
+
+}  // namespace cachalot::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace cachalot;
+  [[maybe_unused]] static const auto logs = google::protobuf::SetLogHandler(nullptr);
+  v1::GenerateRequest request;
+  if (!request.ParseFromArray(data, static_cast<int>(size))) return 0;
+  for (bool tokenizer : {true, false}) fuzz::CheckRequest(request, tokenizer);
+  return 0;
+}
