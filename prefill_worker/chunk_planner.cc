@@ -24,6 +24,12 @@ std::vector<int64_t> PlanChunk(std::span<const int64_t> remaining, std::span<con
   return take;
 }
 
+int64_t RowsThatFit(int64_t unread, int64_t window, int64_t row_bytes) {
+  if (unread > window / 2) return 0;
+  const int64_t fit = (window - unread) / row_bytes;
+  return unread == 0 ? std::max<int64_t>(fit, 1) : fit;
+}
+
 std::vector<int64_t> SnapshotCuts(int64_t tokens, int64_t from, int64_t branch) {
   std::vector<int64_t> cuts = {WholeBlocks(tokens - 1), WholeBlocks(std::min(branch, tokens))};
   if (WholeBlocks(tokens) == tokens) cuts.push_back(tokens);

@@ -11,6 +11,9 @@ void AddFlags(ConfigSchema& schema, PrefillConfig* config) {
              Range<int64_t>(0, int64_t{1} << 50));
   schema.Add("prefix-cache-snapshot-percent", &server.prefix_cache.snapshot_percent,
              "of it, at most, for window rows and state where prompts can go on", Range(1, 100));
+  schema.Add("unread-row-bytes", &server.service.unread_row_bytes,
+             "logits and prompt log probabilities of a job that its caller has not read; then the job waits",
+             Range<int64_t>(1, int64_t{1} << 40));
   schema.Add("max-queue", &server.service.max_queue, "jobs that wait or are computed", Range(1, 1 << 20));
 }
 

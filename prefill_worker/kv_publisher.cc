@@ -7,10 +7,14 @@
 #include "common/base/check.h"
 #include "common/rpc/slices.h"
 #include "common/rpc/task_group.h"
+#include "prefill_worker/chunk_planner.h"
 
 namespace cachalot {
 namespace {
 
+// Of an event, which becomes one message: every peer takes 2 MiB, 4,096 entries stay below 1 MiB.
+constexpr int64_t kMaxLogitsBytes = (2 << 20) - 4096;
+constexpr size_t kLogprobsEach = 4096;
 constexpr char kPushMethod[] = "/cachalot.v1.KvTransfer/Push";
 
 StatusOr<Status> ParseVerdict(const grpc::ByteBuffer& message) {
@@ -26,17 +30,24 @@ StatusOr<Status> ParseVerdict(const grpc::ByteBuffer& message) {
 }  // namespace
 
 KvEncoder::KvEncoder(std::optional<PushTarget> target, int64_t context_tokens, int64_t first_index,
-                     std::function<void(JobEvent)> report, int64_t window_bytes)
+                     std::function<void(JobEvent)> report, Windows windows)
     : target_(target),
       context_tokens_(context_tokens),
       first_index_(first_index),
-      window_bytes_(window_bytes),
+      windows_(windows),
       report_(std::move(report)) {}
 
 void KvEncoder::OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) {
-  JobEvent event{.kind = JobEvent::Kind::kChunk, .first = from, .count = to - from};
-  event.logits.assign(logits.begin(), logits.end());
-  report_(std::move(event));
+  const auto vocab = static_cast<int64_t>(logits.size()) / (to - from);
+  const int64_t each =
+      vocab == 0 ? to - from : std::max<int64_t>(1, kMaxLogitsBytes / (vocab * int64_t{sizeof(float)}));
+  for (int64_t first = from; first < to; first += each) {
+    JobEvent event{.kind = JobEvent::Kind::kChunk, .first = first, .count = std::min(each, to - first)};
+    const auto rows = logits.subspan((first - from) * vocab, event.count * vocab);
+    event.logits.assign(rows.begin(), rows.end());
+    event.row_bytes = static_cast<int64_t>(rows.size_bytes());
+    Report(std::move(event));
+  }
   if (!target_) return;
   for (const RowRange& range : kv.layout().AppendedRows(from, to)) SplitIntoFrames(kv.layout(), range);
   if (to < context_tokens_) return Encode(kv);
@@ -45,7 +56,24 @@ void KvEncoder::OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::spa
 }
 
 void KvEncoder::OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) {
-  report_({.kind = JobEvent::Kind::kPromptLogprobs, .first = first, .logprobs = std::move(entries)});
+  for (size_t at = 0; at < entries.size(); at += kLogprobsEach) {
+    JobEvent event{.kind = JobEvent::Kind::kPromptLogprobs, .first = first + static_cast<int64_t>(at)};
+    for (size_t i = at; i < std::min(at + kLogprobsEach, entries.size()); ++i) {
+      event.row_bytes +=
+          static_cast<int64_t>(sizeof(TokenLogprobs) + entries[i].top.size() * sizeof(TokenLogprob));
+      event.logprobs.push_back(std::move(entries[i]));
+    }
+    Report(std::move(event));
+  }
+}
+
+void KvEncoder::Report(JobEvent event) {
+  unread_row_bytes_ += event.row_bytes;
+  report_(std::move(event));
+}
+
+int64_t KvEncoder::RowsWanted(int64_t row_bytes) const {
+  return RowsThatFit(unread_row_bytes_, windows_.row_bytes, row_bytes);
 }
 
 void KvEncoder::OnFirstToken(OutputToken first, SequenceKv kv) {
@@ -82,7 +110,7 @@ void KvEncoder::SplitIntoFrames(const KvLayout& layout, const RowRange& range) {
 // As many rows as the window takes; with the last of them the commit, and the KV goes.
 void KvEncoder::Encode(const SequenceKv& kv) {
   std::vector<PushFrame> frames;
-  while (!ranges_.empty() && in_flight_ < window_bytes_) {
+  while (!ranges_.empty() && in_flight_ < windows_.frame_bytes) {
     AddFrame(frames, EncodeRows(kv, ranges_.front(), target_->lease, target_->epoch, target_->attempt),
              false);
     KvFrameHeader header;

@@ -9,6 +9,9 @@
 // Frames of chunk k travel while chunk k+1 is computed. Not more than a window of bytes is encoded ahead of
 // what was sent: rows beyond it wait in the KV, which final rows can, and the KV is given back as soon as all
 // is encoded.
+//
+// Rows for the caller (logits, log probabilities of the prompt) cannot wait anywhere: once the caller has a
+// window of them to read, the job gets no chunk until it has read half of it.
 
 #include <cstddef>
 #include <deque>
@@ -43,10 +46,10 @@ struct PushFrame {
 /// What happens to a job, in order.
 struct JobEvent {
   enum class Kind {
-    kChunk,           // tokens [first, first + count) are computed; logits [count, vocab] when wanted
-    kFrames,          // frames to push
+    kChunk,   // tokens [first, first + count) are computed; logits [count, vocab] when wanted, 2 MiB at most
+    kFrames,  // frames to push
     kFirstToken,      // token, finish, cached, logprobs of that one when wanted
-    kPromptLogprobs,  // of prompt token `first` and those that follow
+    kPromptLogprobs,  // of prompt token `first` and those that follow, 4,096 at most
     kFailed,          // error: the job is over on the step thread
     kPushed,          // error: the verdict, or why there is none
     kGone,            // the caller gave up
@@ -59,6 +62,7 @@ struct JobEvent {
   FinishReason finish = FinishReason::kNone;
   int64_t cached = 0;  // tokens of the context that came from the prefix cache
   std::vector<TokenLogprobs> logprobs;
+  int64_t row_bytes = 0;  // of logits and prompt log probabilities: the reader's to release
   Status error;
 };
 
@@ -67,32 +71,43 @@ class KvEncoder final : public PrefillSink {
  public:
   static constexpr int64_t kMaxFrameBytes = 1 << 20;
 
+  struct Windows {
+    int64_t frame_bytes = 8 << 20;  // encoded ahead of what was sent
+    int64_t row_bytes = 8 << 20;    // reported ahead of what the caller has read
+  };
+
   /// Without a target nothing is encoded. `first_index` is the output index of the first token.
   KvEncoder(std::optional<PushTarget> target, int64_t context_tokens, int64_t first_index,
-            std::function<void(JobEvent)> report, int64_t window_bytes);
+            std::function<void(JobEvent)> report, Windows windows);
 
   void OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) override;
   void OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) override;
+  int64_t RowsWanted(int64_t row_bytes) const override;
   void OnCached(int64_t tokens) override { cached_ = tokens; }
   void OnFirstToken(OutputToken first, SequenceKv kv) override;
   void OnError(const Status& status) override;
 
   /// `bytes` have been sent: there is room for as many more.
   void Release(int64_t bytes);
+  /// Events with so many `row_bytes` have been read.
+  void ReleaseRows(int64_t bytes) { unread_row_bytes_ -= bytes; }
   /// Nothing will be reported any more; the KV is free.
   bool done() const { return done_; }
 
  private:
+  void Report(JobEvent event);
   void Encode(const SequenceKv& kv);
   void AddFrame(std::vector<PushFrame>& frames, std::vector<std::byte> bytes, bool commit);
   void SplitIntoFrames(const KvLayout& layout, const RowRange& range);
 
   const std::optional<PushTarget> target_;
-  const int64_t context_tokens_, first_index_, window_bytes_;
+  const int64_t context_tokens_, first_index_;
+  const Windows windows_;
   const std::function<void(JobEvent)> report_;
   std::deque<RowRange> ranges_;  // final rows, a frame each, not yet encoded
   KvTally tally_;
   int64_t in_flight_ = 0;  // bytes encoded and not yet sent
+  int64_t unread_row_bytes_ = 0;
   int64_t cached_ = 0;
   int32_t first_token_ = 0;
   SequenceKv kv_;  // valid once the job has left the flow, until all is encoded

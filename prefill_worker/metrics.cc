@@ -12,6 +12,9 @@ PrefillMetrics::PrefillMetrics(MetricsRegistry& registry)
                                        "Bytes of KV frames sent to decode workers")),
       kv_blocks_used(registry.AddGauge("cachalot_prefill_kv_blocks_used", "KV blocks reserved")),
       queue_length(registry.AddGauge("cachalot_prefill_queue_length", "Jobs that wait or are computed")),
+      unread_row_bytes(
+          registry.AddGauge("cachalot_prefill_unread_row_bytes",
+                            "Logits and prompt log probabilities that callers have not read, in bytes")),
       chunk_tokens(registry.AddHistogram("cachalot_prefill_chunk_tokens", "Tokens of a chunk",
                                          ExponentialBuckets(1, 2, 14))),
       chunk_seconds(registry.AddHistogram("cachalot_prefill_chunk_seconds", "Time of a chunk's forward pass",

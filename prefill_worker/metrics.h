@@ -14,6 +14,7 @@ struct PrefillMetrics {
   Counter& pushed_bytes;
   Gauge& kv_blocks_used;
   Gauge& queue_length;
+  Gauge& unread_row_bytes;
   Histogram& chunk_tokens;
   Histogram& chunk_seconds;
   Histogram& expert_call_seconds;  // one MoE layer, from dispatch to the last partial

@@ -1,6 +1,8 @@
 #include "prefill_worker/prefill_flow.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <utility>
 
 #include "common/base/check.h"
@@ -9,6 +11,12 @@
 
 namespace cachalot {
 namespace {
+
+/// In memory, of an entry with `count` likeliest tokens.
+int64_t LogprobsBytes(int count) {
+  if (count == kNoLogprobs) return 0;
+  return static_cast<int64_t>(sizeof(TokenLogprobs) + count * sizeof(TokenLogprob));
+}
 
 /// Whether a job needs the logits of all its tokens.
 bool WantsRows(const SequenceState& state) {
@@ -52,12 +60,50 @@ void PrefillFlow::Cancel(uint64_t id) {
 void PrefillFlow::TakeOver(Job& job) {
   PrefillJob next = std::move(job.followers.front());
   job.followers.erase(job.followers.begin());
-  if (job.done > 0) {
-    CopyHandOff(job.request.kv, job.done, &next.kv);
-    if (job.cached > 0) next.sink->OnCached(job.cached);
-    next.sink->OnChunk(next.kv, 0, job.done, {});
-  }
+  HandDone(job, next);
   job.request = std::move(next);
+}
+
+/// What is computed of the job is `next`'s too.
+void PrefillFlow::HandDone(const Job& job, PrefillJob& next) {
+  if (job.done == 0) return;
+  CopyHandOff(job.request.kv, job.done, &next.kv);
+  if (job.cached > 0) next.sink->OnCached(job.cached);
+  next.sink->OnChunk(next.kv, 0, job.done, {});
+}
+
+/// Of what a token brings to the sink of a job that wants rows; 0: it wants none.
+int64_t PrefillFlow::RowBytes(const SequenceState& state) const {
+  const int64_t logits = state.want_logits ? model_.config().vocab_size * int64_t{sizeof(float)} : 0;
+  return logits + LogprobsBytes(state.params.prompt_logprobs);
+}
+
+/// 0: the job is held back.
+int64_t PrefillFlow::RowsWanted(const Job& job) const {
+  const int64_t row_bytes = RowBytes(job.request.state);
+  return row_bytes > 0 ? job.request.sink->RowsWanted(row_bytes) : std::numeric_limits<int64_t>::max();
+}
+
+bool PrefillFlow::ready() const {
+  return std::any_of(jobs_.begin(), jobs_.end(),
+                     [this](const Job& job) { return !job.followers.empty() || RowsWanted(job) > 0; });
+}
+
+/// Followers of a job that is held back are a job of their own, in its place of the line.
+void PrefillFlow::LeaveHeldLeaders() {
+  for (size_t i = 0; i < jobs_.size(); ++i) {
+    if (jobs_[i].followers.empty() || RowsWanted(jobs_[i]) > 0) continue;
+    Job own{.request = std::move(jobs_[i].followers.front()), .context = jobs_[i].context};
+    own.followers.assign(std::make_move_iterator(jobs_[i].followers.begin() + 1),
+                         std::make_move_iterator(jobs_[i].followers.end()));
+    jobs_[i].followers.clear();
+    own.done = jobs_[i].done;
+    own.begun = jobs_[i].begun;
+    own.cached = jobs_[i].cached;
+    own.cuts = jobs_[i].cuts;
+    HandDone(jobs_[i], own.request);
+    jobs_.insert(jobs_.begin() + static_cast<int64_t>(++i), std::move(own));
+  }
 }
 
 int64_t PrefillFlow::waiting_tokens() const {
@@ -70,7 +116,7 @@ std::vector<int64_t> PrefillFlow::Plan() {
   for (;;) {
     std::vector<int64_t> remaining, limits;
     for (const Job& job : jobs_) {
-      remaining.push_back(static_cast<int64_t>(job.context.size()) - job.done);
+      remaining.push_back(std::min(static_cast<int64_t>(job.context.size()) - job.done, RowsWanted(job)));
       int64_t limit = job.request.max_chunk;
       if (!job.cuts.empty()) {
         const int64_t to_cut = job.cuts.front() - job.done;
@@ -114,10 +160,11 @@ void PrefillFlow::Keep(Job& job) {
 
 bool PrefillFlow::Step() {
   last_chunk_tokens_ = 0;
-  if (jobs_.empty()) return false;
+  LeaveHeldLeaders();
   const auto take = Plan();
+  last_chunk_tokens_ = std::accumulate(take.begin(), take.end(), int64_t{0});
+  if (last_chunk_tokens_ == 0) return false;
   std::vector<Segment> segments;
-  for (int64_t count : take) last_chunk_tokens_ += count;
   for (size_t i = 0; i < jobs_.size(); ++i)
     if (take[i] > 0)
       segments.push_back({&jobs_[i].request.kv, std::span(jobs_[i].context).subspan(jobs_[i].done, take[i]),

@@ -10,8 +10,12 @@
 //
 // With a prefix cache a job whose context begins as an earlier one did starts behind what is kept of that: it
 // is looked up when its first chunk is due, so that it finds what the jobs before it have left.
+//
+// A job whose sink takes no more rows is held back: chunks go to the others. Its followers want no rows and
+// do not wait for its reader: they go on without it, from where it is.
 
 #include <deque>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -34,6 +38,10 @@ class PrefillSink {
   /// Behind each OnChunk when the sequence wants them: of prompt token `first` and those that follow, in
   /// order from prompt token 1.
   virtual void OnPromptLogprobs(int64_t /*first*/, std::vector<TokenLogprobs> /*entries*/) {}
+
+  /// How many more rows of `row_bytes` each, of logits or log probabilities, it takes now. Asked before each
+  /// chunk of a job that wants rows; with none the job waits until a later Step.
+  virtual int64_t RowsWanted(int64_t /*row_bytes*/) const { return std::numeric_limits<int64_t>::max(); }
 
   /// Before the first OnChunk, when the first `tokens` of the context came from the prefix cache.
   virtual void OnCached(int64_t /*tokens*/) {}
@@ -65,10 +73,12 @@ class PrefillFlow {
   /// Drops a job and frees its KV; its sink hears nothing more. Its first follower goes on where it was.
   /// Unknown ids are ignored.
   void Cancel(uint64_t id);
-  /// Runs one chunk. False when there is nothing to do.
+  /// Runs one chunk. False when there is nothing to do, or every job is held back by its sink.
   bool Step();
   /// Jobs that will be computed: followers do not count.
   size_t waiting() const { return jobs_.size(); }
+  /// Whether Step would run a chunk.
+  bool ready() const;
   /// Prompt tokens not yet computed: the load figure for placement.
   int64_t waiting_tokens() const;
   /// What the last Step ran, whether or not it succeeded.
@@ -85,6 +95,10 @@ class PrefillFlow {
     std::vector<int64_t> cuts = {};          // where the cache wants its KV, ascending; those to come
   };
   void TakeOver(Job& job);
+  void HandDone(const Job& job, PrefillJob& next);
+  int64_t RowBytes(const SequenceState& state) const;
+  int64_t RowsWanted(const Job& job) const;
+  void LeaveHeldLeaders();
   std::vector<int64_t> Plan();
   bool Begin(Job& job);
   void Keep(Job& job);

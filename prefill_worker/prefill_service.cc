@@ -13,8 +13,6 @@
 namespace cachalot {
 namespace {
 
-constexpr size_t kMaxLogitsBytes = (2 << 20) - 4096;  // of a message, so that every peer takes it
-constexpr size_t kLogprobsEach = 4096;                // entries of a message: below 1 MiB
 constexpr size_t kMaxChannels = 64;
 
 v1::PrefillEvent ProgressOf(int64_t tokens_done) {
@@ -71,6 +69,7 @@ struct PrefillService::Job {
   EventQueue events;
   std::shared_ptr<KvPush> push;  // null when nothing will be pushed
   int64_t unreleased_bytes = 0;  // sent, and not yet told to the step thread
+  int64_t unread_row_bytes = 0;  // of `events`, and of the one that is being written
   bool committed = false;        // the verdict is OK
   Watchdog writer_dog;
   rpc::TaskGroup helpers;  // use this job
@@ -184,7 +183,8 @@ void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& r
     control_->Post([this, id, event = std::move(event)]() mutable { OnStepEvent(id, std::move(event)); });
   };
   auto encoder =
-      std::make_shared<KvEncoder>(target, job->context_tokens, emitted, report, options_.push.window_bytes);
+      std::make_shared<KvEncoder>(target, job->context_tokens, emitted, report,
+                                  KvEncoder::Windows{options_.push.window_bytes, options_.unread_row_bytes});
   step_->Submit({job->id, std::move(state), std::move(admitted.kv), request.max_chunk_tokens(), nullptr},
                 std::move(encoder));
 }
@@ -223,19 +223,16 @@ rpc::Task<Status> PrefillService::FollowJob(rpc::ServerCall& call, Job* job, Wri
       co_return JobError(event->error);
     }
     if (!written) co_return Cancelled("the caller has gone");
+    if (event && event->row_bytes > 0) TakeRows(job, event->row_bytes);
   }
 }
 
 rpc::Task<bool> PrefillService::WriteChunk(Job* job, const JobEvent& event, Writer& writer) {
-  const size_t row_bytes = config_.vocab_size * sizeof(float);
-  const auto rows_each = static_cast<int64_t>(std::max<size_t>(1, kMaxLogitsBytes / row_bytes));
-  const int64_t rows = event.logits.empty() ? 0 : event.count;
-  for (int64_t row = 0; row < rows; row += rows_each) {
-    const int64_t count = std::min(rows_each, rows - row);
+  if (!event.logits.empty()) {
     v1::PrefillEvent message;
-    message.mutable_logits()->set_first_row(event.first + row);
-    message.mutable_logits()->set_rows(count);
-    message.mutable_logits()->set_values(event.logits.data() + row * config_.vocab_size, count * row_bytes);
+    message.mutable_logits()->set_first_row(event.first);
+    message.mutable_logits()->set_rows(event.count);
+    message.mutable_logits()->set_values(event.logits.data(), event.logits.size() * sizeof(float));
     const bool written = co_await WriteEvent(job, message, writer);
     if (!written) co_return false;
   }
@@ -245,23 +242,35 @@ rpc::Task<bool> PrefillService::WriteChunk(Job* job, const JobEvent& event, Writ
 }
 
 rpc::Task<bool> PrefillService::WriteLogprobs(Job* job, const JobEvent& event, Writer& writer) {
-  for (size_t at = 0; at < event.logprobs.size(); at += kLogprobsEach) {
-    v1::PrefillEvent message;
-    message.mutable_prompt_logprobs()->set_first(event.first + static_cast<int64_t>(at));
-    for (size_t i = at; i < std::min(at + kLogprobsEach, event.logprobs.size()); ++i)
-      *message.mutable_prompt_logprobs()->add_entries() = ToProto(event.logprobs[i]);
-    const bool written = co_await WriteEvent(job, message, writer);
-    if (!written) co_return false;
-  }
-  co_return true;
+  v1::PrefillEvent message;
+  message.mutable_prompt_logprobs()->set_first(event.first);
+  for (const TokenLogprobs& entry : event.logprobs)
+    *message.mutable_prompt_logprobs()->add_entries() = ToProto(entry);
+  const bool written = co_await WriteEvent(job, message, writer);
+  co_return written;
 }
 
 rpc::Task<bool> PrefillService::WriteEvent(Job* job, const v1::PrefillEvent& event, Writer& writer) {
-  job->writer_dog.Expect("read an event", options_.write);
+  job->writer_dog.Expect("read an event",
+                         phase_.load() == Phase::kDraining ? options_.drain_write : options_.write);
   const bool written = co_await writer.Write(event);
   job->writer_dog.Rest();
   job->last_event = control_->Now();
   co_return written;
+}
+
+/// Events with so many bytes of rows are the caller's now.
+void PrefillService::TakeRows(Job* job, int64_t bytes) {
+  job->unread_row_bytes -= bytes;
+  metrics_->unread_row_bytes.Add(-static_cast<double>(bytes));
+  if (job->queued) step_->ReleaseRows(job->id, bytes);
+}
+
+void PrefillService::Drain() {
+  phase_.store(Phase::kDraining);
+  control_->Post([this] {
+    for (const auto& [id, job] : jobs_) job->writer_dog.Hurry(options_.drain_write);
+  });
 }
 
 void PrefillService::EndJob(Job* job, const Status& status) {
@@ -275,6 +284,7 @@ void PrefillService::EndJob(Job* job, const Status& status) {
     if (job->push->silent()) channels_.erase(job->push->address());
     metrics_->pushed_bytes.Add(static_cast<double>(job->push->sent_bytes()));
   }
+  metrics_->unread_row_bytes.Add(-static_cast<double>(job->unread_row_bytes));
   jobs_.erase(job->id);
   AddOpenCalls(-1);
   std::string what = job->name + " prefill of " + std::to_string(job->context_tokens) + " tokens";
@@ -307,6 +317,10 @@ void PrefillService::OnStepEvent(uint64_t id, JobEvent event) {
     job->done_tokens = event.first + event.count;
   } else if (event.kind != JobEvent::Kind::kPromptLogprobs) {
     LeaveQueue(job);
+  }
+  if (event.row_bytes > 0) {
+    job->unread_row_bytes += event.row_bytes;
+    metrics_->unread_row_bytes.Add(static_cast<double>(event.row_bytes));
   }
   job->events.Push(std::move(event));
 }

@@ -33,6 +33,11 @@ struct PrefillServiceOptions {
   Duration heartbeat = std::chrono::milliseconds(250);
   /// How long the caller may take to read an event.
   Duration write = std::chrono::seconds(10);
+  /// The same while it drains: a caller that reads nothing does not hold the drain up.
+  Duration drain_write = std::chrono::seconds(1);
+  /// Of logits and prompt log probabilities that the caller of a job has not read; at least one row. At the
+  /// bound the job waits, the others go on.
+  int64_t unread_row_bytes = 8 << 20;
   KvPushOptions push;
 };
 
@@ -47,7 +52,7 @@ class PrefillService {
 
   /// Any thread. Before Open and after Drain new calls are refused with UNAVAILABLE.
   void Open() { phase_.store(Phase::kOpen); }
-  void Drain() { phase_.store(Phase::kDraining); }
+  void Drain();
   /// Any thread but the control loop's: waits until no call runs. False at the deadline.
   bool WaitIdle(TimePoint deadline);
 
@@ -71,6 +76,7 @@ class PrefillService {
   rpc::Task<bool> WriteChunk(Job* job, const JobEvent& event, Writer& writer);
   rpc::Task<bool> WriteLogprobs(Job* job, const JobEvent& event, Writer& writer);
   rpc::Task<bool> WriteEvent(Job* job, const v1::PrefillEvent& event, Writer& writer);
+  void TakeRows(Job* job, int64_t bytes);
   void EndJob(Job* job, const Status& status);
 
   // What comes from elsewhere, by the job's id: it may be gone by then.

@@ -55,6 +55,8 @@ void PrefillStepLoop::Cancel(uint64_t id) { Send({Mail::Kind::kCancel, id}); }
 
 void PrefillStepLoop::Release(uint64_t id, int64_t bytes) { Send({Mail::Kind::kRelease, id, bytes}); }
 
+void PrefillStepLoop::ReleaseRows(uint64_t id, int64_t bytes) { Send({Mail::Kind::kReleaseRows, id, bytes}); }
+
 void PrefillStepLoop::Send(Mail mail) {
   loop_.Post([this, mail = std::move(mail)]() mutable { mail_.push_back(std::move(mail)); });
 }
@@ -114,11 +116,11 @@ bool PrefillStepLoop::PatientExperts::Again(const Status& status) {
 void PrefillStepLoop::RunChunks() {
   while (!stop_) {
     // Mail that came inside a chunk has woken nobody.
-    const bool busy = flow_->waiting() > 0 || !mail_.empty();
+    const bool busy = flow_->ready() || !mail_.empty();
     loop_.PollOnce(busy ? TimePoint::min() : loop_.Now() + kIdleBeat);
     Beat();
     HandleMail();
-    if (flow_->waiting() > 0 && !stop_) RunChunk();
+    if (flow_->ready() && !stop_) RunChunk();
   }
 }
 
@@ -131,6 +133,10 @@ void PrefillStepLoop::HandleMail() {
     }
     const auto found = encoders_.find(mail.id);
     if (found == encoders_.end()) continue;
+    if (mail.kind == Mail::Kind::kReleaseRows) {
+      found->second->ReleaseRows(mail.bytes);
+      continue;
+    }
     if (mail.kind == Mail::Kind::kRelease) {
       found->second->Release(mail.bytes);
       if (!found->second->done()) continue;

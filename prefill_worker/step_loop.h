@@ -45,6 +45,8 @@ class PrefillStepLoop {
   void Cancel(uint64_t id);
   /// So many bytes of the job's frames were sent.
   void Release(uint64_t id, int64_t bytes);
+  /// The caller has read events of the job with so many `row_bytes`.
+  void ReleaseRows(uint64_t id, int64_t bytes);
 
   /// When the step thread last showed that it is alive: a turn of its loop or a layer of a chunk.
   TimePoint last_beat() const { return TimePoint(Duration(last_beat_.load(std::memory_order_relaxed))); }
@@ -73,7 +75,7 @@ class PrefillStepLoop {
     TimePoint last_failure_;
   };
   struct Mail {
-    enum class Kind { kSubmit, kCancel, kRelease } kind{};
+    enum class Kind { kSubmit, kCancel, kRelease, kReleaseRows } kind{};
     uint64_t id = 0;
     int64_t bytes = 0;
     std::shared_ptr<PrefillJob> job;

@@ -27,6 +27,11 @@ class Watchdog {
     deadline_ = loop_->Now() + within;
     if (deadline_ < sleeps_until_) changed_.Set();
   }
+  /// What the owner waits for, if anything, takes `within` from now at most.
+  void Hurry(Duration within) {
+    if (deadline_ == TimePoint::max() || deadline_ <= loop_->Now() + within) return;
+    Expect(what_, within);
+  }
   /// The owner waits for nothing that has a deadline.
   void Rest() { deadline_ = TimePoint::max(); }
   void Stop() {

@@ -43,6 +43,27 @@ TEST(ChunkPlanner, NeverExceedsBudgetRemainingOrLimitAndWastesNothing) {
   }
 }
 
+TEST(ChunkPlanner, TakesNothingOfAJobThatIsHeldBack) {
+  EXPECT_THAT(Plan({0, 4, 30}, {0, 0, 0}, 8), ElementsAre(0, 4, 4));
+  EXPECT_THAT(Plan({0, 0}, {2, 0}, 8), ElementsAre(0, 0));
+}
+
+TEST(RowsThatFit, FillTheWindowAndWaitUntilHalfOfItIsRead) {
+  EXPECT_EQ(RowsThatFit(0, 100, 10), 10);
+  EXPECT_EQ(RowsThatFit(0, 100, 30), 3);
+  EXPECT_EQ(RowsThatFit(50, 100, 10), 5);
+  EXPECT_EQ(RowsThatFit(51, 100, 10), 0);
+  EXPECT_EQ(RowsThatFit(100, 100, 10), 0);
+}
+
+TEST(RowsThatFit, ARowLargerThanTheWindowComesAlone) {
+  EXPECT_EQ(RowsThatFit(0, 100, 101), 1);
+  EXPECT_EQ(RowsThatFit(0, 1, 1000), 1);
+  EXPECT_EQ(RowsThatFit(1, 100, 101), 0);
+  EXPECT_EQ(RowsThatFit(101, 100, 101), 0);
+  EXPECT_EQ(RowsThatFit(40, 100, 80), 0) << "beside others it would not fit";
+}
+
 TEST(SnapshotCuts, NoneBelowABlock) {
   for (int64_t tokens = 1; tokens < 128; ++tokens)
     EXPECT_THAT(SnapshotCuts(tokens, 0, 0), IsEmpty()) << tokens;

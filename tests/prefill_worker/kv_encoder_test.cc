@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+#include <numeric>
+
 #include "prefill_worker/kv_publisher.h"
 #include "tests/prefill_worker/test_model.h"
 
@@ -21,7 +24,8 @@ class KvEncoderTest : public ::testing::Test {
     const auto tokens = static_cast<int64_t>(state.Context().size());
     const auto index = static_cast<int64_t>(state.emitted.size());
     auto encoder = std::make_shared<KvEncoder>(
-        target, tokens, index, [this](JobEvent event) { Hear(std::move(event)); }, window);
+        target, tokens, index, [this](JobEvent event) { Hear(std::move(event)); },
+        KvEncoder::Windows{.frame_bytes = window, .row_bytes = row_window_});
     flow.Submit({1, std::move(state), *m_.pools.Reserve(tokens), 0, encoder});
     return encoder;
   }
@@ -32,6 +36,10 @@ class KvEncoderTest : public ::testing::Test {
       cached_ = event.cached;
     }
     for (PushFrame& frame : event.frames) frames_.push_back(std::move(frame));
+    logits_.insert(logits_.end(), event.logits.begin(), event.logits.end());
+    if (event.kind == Kind::kPromptLogprobs)
+      logprobs_.insert(logprobs_.end(), event.logprobs.begin(), event.logprobs.end());
+    if (event.row_bytes > 0) unread_.push_back(event.row_bytes);
   }
   /// Takes frames that came since the last time, as the decode worker would.
   void Deliver(KvReceiver& receiver) {
@@ -60,6 +68,10 @@ class KvEncoderTest : public ::testing::Test {
   std::optional<KvCommit> commit_;
   int32_t token_ = -1;
   int64_t cached_ = 0;
+  int64_t row_window_ = 8 << 20;
+  std::vector<float> logits_;
+  std::vector<TokenLogprobs> logprobs_;
+  std::deque<int64_t> unread_;  // of events with rows
   const PushTarget target_{11, 12, 13};
 };
 
@@ -140,8 +152,8 @@ TEST_F(KvEncoderTest, NoFrameIsLargerThanOneMiB) {
   BlockPools pools(m_.pools.layout(), 1, 40000);
   SequenceKv kv = *pools.Reserve(40000);
   kv.SetTokens(40000);
-  KvEncoder encoder(
-      target_, 40000, 5, [this](JobEvent event) { Hear(std::move(event)); }, 64 << 20);
+  KvEncoder encoder(target_, 40000, 5, [this](JobEvent event) { Hear(std::move(event)); },
+                    {.frame_bytes = 64 << 20});
   encoder.OnChunk(kv, 0, 40000, {});
   encoder.OnFirstToken({3, FinishReason::kNone, {}}, std::move(kv));
   BlockPools other(m_.pools.layout(), 1, 40000);
@@ -152,6 +164,43 @@ TEST_F(KvEncoderTest, NoFrameIsLargerThanOneMiB) {
   EXPECT_EQ(commit_->first_index, 5);
   EXPECT_GT(frames_.size(), HandOffRows(m_.pools.layout(), 40000).size());
   received.Release();
+}
+
+TEST_F(KvEncoderTest, RowsThatNobodyReadsStayInTheirWindow) {
+  SequenceState rows = m_.State(m_.Prompt(1300, 1));
+  rows.want_logits = true;
+  rows.params.prompt_logprobs = 3;
+  const int64_t logits_bytes = m_.weights->config.vocab_size * int64_t{sizeof(float)};
+  std::vector<float> logits;
+  std::vector<TokenLogprobs> logprobs;
+  for (const int64_t window : {int64_t{64} << 20, 100 * logits_bytes, 3 * logits_bytes, int64_t{1}}) {
+    SCOPED_TRACE(window);
+    row_window_ = window;
+    logits_.clear();
+    logprobs_.clear();
+    unread_.clear();
+    PrefillFlow flow(m_.model, m_.experts, 2000);
+    const auto encoder = Submit(flow, rows, std::nullopt, 8 << 20);
+    int stalls = 0;
+    while (!encoder->done()) {
+      if (!flow.Step()) {
+        ASSERT_FALSE(unread_.empty()) << "it waits for nobody";
+        ++stalls;
+        encoder->ReleaseRows(unread_.front());
+        unread_.pop_front();
+      }
+      // One row, where the window is too small for any.
+      const int64_t row =
+          logits_bytes + static_cast<int64_t>(sizeof(TokenLogprobs) + 3 * sizeof(TokenLogprob));
+      EXPECT_LE(std::accumulate(unread_.begin(), unread_.end(), int64_t{0}), std::max(window, row));
+    }
+    EXPECT_EQ(stalls > 0, window < int64_t{64} << 20);
+    if (logits.empty()) logits = logits_, logprobs = logprobs_;
+    EXPECT_EQ(logits.size(), 1300u * m_.weights->config.vocab_size);
+    EXPECT_EQ(logprobs.size(), 1299u);
+    EXPECT_TRUE(SameBits(logits_, logits));
+    EXPECT_EQ(logprobs_, logprobs);
+  }
 }
 
 TEST_F(KvEncoderTest, PushesNothingWithoutATargetOrAfterTheLastToken) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -28,6 +29,7 @@ class Recorder final : public PrefillSink {
     EXPECT_EQ(first + static_cast<int64_t>(entries.size()), std::min<int64_t>(computed + 1, prompt_tokens));
     prompt_logprobs.insert(prompt_logprobs.end(), entries.begin(), entries.end());
   }
+  int64_t RowsWanted(int64_t) const override { return rows_wanted; }
   void OnFirstToken(OutputToken first, SequenceKv sequence) override {
     token = first.token;
     finish = first.finish;
@@ -38,6 +40,7 @@ class Recorder final : public PrefillSink {
 
   bool done() const { return kv.valid(); }
 
+  int64_t rows_wanted = std::numeric_limits<int64_t>::max();
   int64_t computed = 0;
   int chunks = 0;
   std::vector<float> all_logits;

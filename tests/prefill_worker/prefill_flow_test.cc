@@ -106,6 +106,51 @@ TEST_F(PrefillFlowTest, CancelFreesAndLeavesTheOthersAlone) {
   EXPECT_EQ(m_.pools.used_blocks(), before);
 }
 
+TEST_F(PrefillFlowTest, AJobWhoseRowsAreNotReadTakesNoChunkWhileOthersDo) {
+  SequenceState rows = m_.State(m_.Prompt(100, 1)), other = m_.State(m_.Prompt(90, 2));
+  rows.want_logits = true;
+  rows.params.prompt_logprobs = 2;
+  const auto rows_alone = Alone(rows), other_alone = Alone(other);
+  PrefillFlow flow(m_.model, m_.experts, 32);
+  const auto held = Submit(flow, 1, rows);
+  const auto free = Submit(flow, 2, other);
+  held->rows_wanted = 20;
+  EXPECT_TRUE(flow.Step());
+  EXPECT_EQ(held->computed, 20);
+  EXPECT_EQ(free->computed, 12) << "in the same chunk";
+  held->rows_wanted = 0;
+  while (flow.Step()) EXPECT_GT(flow.last_chunk_tokens(), 0);
+  EXPECT_TRUE(free->done());
+  EXPECT_EQ(held->computed, 20);
+  EXPECT_EQ(flow.waiting(), 1u);
+  EXPECT_FALSE(flow.ready());
+  EXPECT_EQ(flow.last_chunk_tokens(), 0);
+  held->rows_wanted = 1;
+  EXPECT_TRUE(flow.ready());
+  while (flow.Step()) {
+  }
+  ASSERT_TRUE(held->done());
+  EXPECT_TRUE(SameBits(held->all_logits, rows_alone->all_logits));
+  EXPECT_EQ(held->prompt_logprobs, rows_alone->prompt_logprobs);
+  EXPECT_EQ(held->token, rows_alone->token);
+  EXPECT_TRUE(SameBits(HandOffBytes(held->kv, 100), HandOffBytes(rows_alone->kv, 100)));
+  EXPECT_TRUE(SameBits(HandOffBytes(free->kv, 90), HandOffBytes(other_alone->kv, 90)));
+}
+
+TEST_F(PrefillFlowTest, AJobThatIsHeldBackCanBeCancelled) {
+  SequenceState rows = m_.State(m_.Prompt(100, 1));
+  rows.want_logits = true;
+  PrefillFlow flow(m_.model, m_.experts, 32);
+  const auto held = Submit(flow, 1, rows);
+  flow.Step();
+  held->rows_wanted = 0;
+  EXPECT_FALSE(flow.Step());
+  EXPECT_GT(m_.pools.used_blocks(), 0);
+  flow.Cancel(1);
+  EXPECT_EQ(flow.waiting(), 0u);
+  EXPECT_EQ(m_.pools.used_blocks(), 0);
+}
+
 TEST_F(PrefillFlowTest, FailingExpertsEndOnlyTheJobsOfTheirChunk) {
   const SequenceState kept = m_.State(m_.Prompt(50, 3));
   const auto alone = Alone(kept);

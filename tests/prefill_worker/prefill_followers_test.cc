@@ -179,6 +179,74 @@ TEST_F(PrefillFollowersTest, JobsThatWantRowsAreComputedThemselvesAndMayBeFollow
               LogprobsOf(std::span(second->all_logits).subspan(i * vocab, vocab), logits.prompt[i + 1], 4));
 }
 
+TEST_F(PrefillFollowersTest, DoNotWaitForTheReaderOfTheirLeader) {
+  SequenceState rows = Choice(1);
+  rows.want_logits = true;
+  for (const int steps : {0, 1, 2}) {
+    SCOPED_TRACE(steps);
+    PrefillFlow flow(m_.model, m_.experts, 64);
+    const auto leader = Submit(flow, 1, rows), second = Submit(flow, 2, Choice(2)),
+               third = Submit(flow, 3, Choice(3));
+    for (int i = 0; i < steps; ++i) flow.Step();
+    leader->rows_wanted = 0;
+    const int chunks = m_.experts.chunks();
+    EXPECT_TRUE(flow.ready());
+    RunToEnd(flow);
+    EXPECT_EQ(m_.experts.chunks() - chunks, 3 - steps) << "what is computed is not computed again";
+    EXPECT_EQ(leader->computed, 64 * steps);
+    ExpectAsAlone(*second, Choice(2));
+    ExpectAsAlone(*third, Choice(3));
+    const auto late = Submit(flow, 4, Choice(4));
+    RunToEnd(flow);
+    ExpectAsAlone(*late, Choice(4));
+    EXPECT_EQ(leader->computed, 64 * steps);
+    EXPECT_EQ(flow.waiting(), 1u);
+    leader->rows_wanted = 10;
+    RunToEnd(flow);
+    ExpectAsAlone(*leader, rows);
+    EXPECT_TRUE(SameBits(leader->all_logits, Alone(rows)->all_logits));
+  }
+}
+
+TEST_F(PrefillFollowersTest, WhoLeftALeaderThatIsHeldBackFindsItGone) {
+  SequenceState rows = Choice(1);
+  rows.want_logits = true;
+  PrefillFlow flow(m_.model, m_.experts, 64);
+  const auto leader = Submit(flow, 1, rows), second = Submit(flow, 2, Choice(2)),
+             third = Submit(flow, 3, Choice(3));
+  flow.Step();
+  leader->rows_wanted = 0;
+  flow.Step();
+  flow.Cancel(1);
+  flow.Cancel(2);
+  EXPECT_EQ(flow.waiting(), 1u);
+  RunToEnd(flow);
+  ExpectAsAlone(*third, Choice(3));
+  third->kv.Release();
+  EXPECT_EQ(m_.pools.used_blocks(), 0);
+}
+
+TEST_F(PrefillFollowersTest, APrefixOfALeaderThatIsHeldBackIsNotWaitedFor) {
+  PrefixStore prefixes(m_.pools.layout(), {.salt = "s"});
+  PrefillFlow flow(m_.model, m_.experts, 64, &prefixes);
+  SequenceState rows = m_.State(m_.Prompt(300, 1));
+  rows.want_logits = true;
+  const SequenceState same = m_.State(m_.Prompt(300, 1)), longer = m_.State(m_.Prompt(420, 1));
+  const auto leader = Submit(flow, 1, rows), follower = Submit(flow, 2, same),
+             longest = Submit(flow, 3, longer);
+  for (int i = 0; i < 3; ++i) flow.Step();
+  EXPECT_EQ(leader->computed, 192) << "the cache wants 256 tokens of it";
+  leader->rows_wanted = 0;
+  RunToEnd(flow);
+  ExpectAsAlone(*follower, same);
+  ExpectAsAlone(*longest, longer);
+  EXPECT_EQ(longest->chunks, 1 + 4) << "256 tokens from the cache";
+  EXPECT_EQ(leader->computed, 192);
+  leader->rows_wanted = 50;
+  RunToEnd(flow);
+  ExpectAsAlone(*leader, rows);
+}
+
 TEST_F(PrefillFollowersTest, PromptLogprobsLeaveEmittedTokensOut) {
   SequenceState state = Choice(1);
   state.emitted = m_.Prompt(70, 9);

@@ -41,7 +41,8 @@ TEST(PrefillStepLoop, AJobThatComesInsideTheLastChunkOfAnotherStartsBehindIt) {
   const auto submit = [&](uint64_t id) {
     auto encoder = std::make_shared<KvEncoder>(
         std::nullopt, 3, 0,
-        [&](const JobEvent& event) { ended += event.kind == JobEvent::Kind::kFirstToken; }, 1 << 20);
+        [&](const JobEvent& event) { ended += event.kind == JobEvent::Kind::kFirstToken; },
+        KvEncoder::Windows{});
     step.Submit({id, m.State(m.Prompt(3, static_cast<int>(id))), *m.pools.Reserve(3), 0, nullptr}, encoder);
   };
   const auto wait = [&](int count) {
