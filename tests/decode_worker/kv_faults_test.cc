@@ -185,7 +185,8 @@ class KvFaultsTest : public ServiceTest {
     const PushTarget target{lease.id(), lease.epoch(), attempt};
     PrefillFlow flow(engine_.model(), engine_.experts(), 64);
     flow.Submit({1, state_, *engine_.pools().Reserve(tokens), 0,
-                 std::make_shared<KvEncoder>(target, tokens, 0, report, int64_t{64} << 20)});
+                 std::make_shared<KvEncoder>(target, tokens, 0, report,
+                                             KvEncoder::Windows{.frame_bytes = int64_t{64} << 20})});
     while (flow.Step()) {
     }
     EXPECT_TRUE(!encoded.frames.empty() && encoded.frames.back().commit);
