@@ -19,7 +19,11 @@ Status CheckHolds(const BlockPools& pools, const SequenceState& state) {
 }
 
 DecodeFlow::DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options)
-    : model_(model), experts_(experts, clock), clock_(clock), options_(options), sampler_(model.config().vocab_size) {}
+    : model_(model),
+      experts_(experts, clock),
+      clock_(clock),
+      options_(options),
+      sampler_(model.config().vocab_size) {}
 
 void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token,
                       bool preemptible) {

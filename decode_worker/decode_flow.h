@@ -63,7 +63,8 @@ class DecodeFlow {
   /// One step. A sequence that finishes, fails or is preempted is gone afterwards, its KV freed; preemptions
   /// are in `out` whatever is returned. kExpertsAway: the experts did not answer and the step will be tried
   /// again, until `expert_outage_grace` has passed since the first call without an answer was begun; then all
-  /// sequences end with that error. kNoRoom: all that could run waits for KV that sequences outside this flow hold.
+  /// sequences end with that error. kNoRoom: all that could run waits for KV that sequences outside this flow
+  /// hold.
   Progress Step(std::vector<TokenOut>& out);
 
   size_t running() const { return sequences_.size(); }

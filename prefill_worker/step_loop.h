@@ -70,7 +70,7 @@ class PrefillStepLoop {
     std::unique_ptr<ExpertBackend> experts_;
     PrefillStepLoop* step_;
     ExpertCall call_;
-    TimePoint begun_;  // the first try of it
+    TimePoint begun_;                          // the first try of it
     TimePoint away_since_ = TimePoint::max();  // max: the last call went well
     TimePoint last_failure_;
   };

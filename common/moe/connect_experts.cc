@@ -326,7 +326,8 @@ StatusOr<ShardMap> WaitForShards(NamedPeers& named, rpc::Loop* loop, const Needs
         unfit += (unfit.empty() ? "" : "; ") + StatusMessage(info.status());
       }
     }
-    StatusOr<ShardMap> map = ShardMap::Choose(infos, experts, static_cast<int>(needs.compat.reduction_groups()));
+    StatusOr<ShardMap> map =
+        ShardMap::Choose(infos, experts, static_cast<int>(needs.compat.reduction_groups()));
     if (map.ok()) return map;
     if (options.give_up && options.give_up()) return Cancelled("waiting for expert services was given up");
     const TimePoint now = loop->Now();

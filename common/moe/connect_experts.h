@@ -20,12 +20,13 @@
 namespace cachalot {
 
 struct ConnectExpertsOptions {
-  Duration wait = std::chrono::seconds(8);       // for all services to answer; opening the streams may take 2 s more
+  Duration wait =
+      std::chrono::seconds(8);  // for all services to answer; opening the streams may take 2 s more
   Duration log_every = std::chrono::seconds(2);  // says who is missing
   std::function<bool()> give_up;                 // asked while waiting: true ends it with CANCELLED
   RemoteExpertsOptions calls;
-  /// The most token rows that a step of this worker has, and the flag that says so; 0: not known. A service that
-  /// takes less in a call does not fit.
+  /// The most token rows that a step of this worker has, and the flag that says so; 0: not known. A service
+  /// that takes less in a call does not fit.
   int64_t step_rows = 0;
   std::string step_rows_flag;
   /// For names among the addresses: who resolves them (null: c-ares with `dns_servers`, as AresOptions has it).
@@ -34,8 +35,8 @@ struct ConnectExpertsOptions {
   NameWatchOptions names;
 };
 
-/// Waits until every service answers Describe, checks that they fit (CheckCompat, rows of a call) and cover every
-/// expert exactly once, and opens a stream to each. `addresses` as for CreateChannel, in any order.
+/// Waits until every service answers Describe, checks that they fit (CheckCompat, rows of a call) and cover
+/// every expert exactly once, and opens a stream to each. `addresses` as for CreateChannel, in any order.
 /// DEADLINE_EXCEEDED names the silent ones, FAILED_PRECONDITION what does not fit.
 ///
 /// With dns:NAME:PORT among them (Seed) every address of the name may be a service: those that do not fit are

@@ -36,8 +36,8 @@ class ChannelFactory {
   /// The service behind the last channel of `shard` when it may be another than in the beginning, else null.
   virtual const ShardInfo* Current(int /*shard*/) const { return nullptr; }
 
-  /// When the service behind the last channel of `shard` last answered a question whether it lives; with `ask` it
-  /// is asked, unless an answer is due already. Never waits.
+  /// When the service behind the last channel of `shard` last answered a question whether it lives; with
+  /// `ask` it is asked, unless an answer is due already. Never waits.
   virtual TimePoint Heard(int shard, bool ask) = 0;
   /// It was given up for its silence: its connection may only look alive.
   virtual void Silent(int /*shard*/) {}
@@ -45,9 +45,9 @@ class ChannelFactory {
 
 struct RemoteExpertsOptions {
   Duration call_timeout = std::chrono::seconds(5);  // from Begin to the last reply
-  /// A service that owes a reply may be slow or may hang. After `ask_after` it is asked whether it lives, which
-  /// another thread of it answers; `silence_limit` after its last sign of life it counts as dead. The step thread
-  /// serves nobody meanwhile.
+  /// A service that owes a reply may be slow or may hang. After `ask_after` it is asked whether it lives,
+  /// which another thread of it answers; `silence_limit` after its last sign of life it counts as dead. The
+  /// step thread serves nobody meanwhile.
   Duration ask_after = std::chrono::milliseconds(500);
   Duration silence_limit = std::chrono::seconds(1);
   /// How long Begin may wait for one broken channel: the step thread has other sequences to look after.
@@ -73,9 +73,10 @@ class RemoteExperts final : public ExpertBackend {
   /// when something else answers there. A call that was begun and not waited for is given up.
   Status Begin(const ExpertCall& call) override;
 
-  /// UNAVAILABLE when a channel broke or brought a damaged frame, or when a service hangs; DEADLINE_EXCEEDED with
-  /// the shards that live but did not answer and for how long; those channels are dropped. The error of a service
-  /// that refused the call comes with the shard's name; INVALID_ARGUMENT as INTERNAL, for no client made the call.
+  /// UNAVAILABLE when a channel broke or brought a damaged frame, or when a service hangs; DEADLINE_EXCEEDED
+  /// with the shards that live but did not answer and for how long; those channels are dropped. The error of
+  /// a service that refused the call comes with the shard's name; INVALID_ARGUMENT as INTERNAL, for no client
+  /// made the call.
   Status Wait() override;
 
   const Stats& stats() const { return stats_; }

@@ -390,8 +390,8 @@ TEST_F(ExpertsTest, AnOutageBeyondTheGraceFailsTheRequest) {
 TEST_F(ExpertsTest, SessionsAndProbesAreServedWhileTheExpertsAreAwaited) {
   options_.sessions.heartbeat = std::chrono::milliseconds(60);
   std::promise<void> listens, ready;
-  server_ = std::make_unique<DecodeServer>(engine_.weights(), **kernels::SelectKernels("auto"), clock_, registry_,
-                                           options_);
+  server_ = std::make_unique<DecodeServer>(engine_.weights(), **kernels::SelectKernels("auto"), clock_,
+                                           registry_, options_);
   std::thread start([&] {
     const Status started = server_->Start([&](rpc::Loop* loop) {
       listens.set_value();

@@ -135,7 +135,8 @@ TEST_F(RemoteFaults, AServiceThatGivesNoSignOfLifeIsGivenUpSoon) {
   ExpectRight(*remote);
   cluster_.hung = {&cluster_.step(2)};
   const TimePoint before = cluster_.clock.Now();
-  ExpectError(*remote, StatusCode::kUnavailable, AllOf(HasSubstr("shard 2/4 at step2"), HasSubstr("no sign of life")));
+  ExpectError(*remote, StatusCode::kUnavailable,
+              AllOf(HasSubstr("shard 2/4 at step2"), HasSubstr("no sign of life")));
   EXPECT_LT(cluster_.clock.Now() - before, std::chrono::milliseconds(1100));
   EXPECT_EQ(cluster_.given_up, std::set<int>{2});
   cluster_.hung.clear();

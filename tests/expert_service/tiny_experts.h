@@ -159,7 +159,7 @@ class StepCluster {
   }
 
   FakeClock clock;
-  bool paused = false;        // the steps do nothing, but their services say that they live
+  bool paused = false;               // the steps do nothing, but their services say that they live
   std::set<const ExpertStep*> hung;  // nor do these
   std::set<int> given_up;            // shards, for their silence
   std::pair<TimePoint, std::function<void()>> at;  // what happens then
@@ -188,7 +188,8 @@ class StepCluster {
       if (deadline == TimePoint::min() || cluster->RunSteps()) return;
       const Duration left = deadline - cluster->clock.Now();
       if (left > Duration::zero()) cluster->clock.Advance(left);
-      if (cluster->at.second && cluster->clock.Now() >= cluster->at.first) std::exchange(cluster->at.second, nullptr)();
+      if (cluster->at.second && cluster->clock.Now() >= cluster->at.first)
+        std::exchange(cluster->at.second, nullptr)();
     }
     StepCluster* cluster;
   };

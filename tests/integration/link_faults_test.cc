@@ -580,7 +580,8 @@ TEST(ExpertOutage, AShardRefusedForGoodDuringPrefillEndsStreamsWithItsName) {
   EXPECT_TRUE(held.ok()) << held;
   link.Heal();
   const StreamsResult after = Streams((*cluster)->address(), *workload).Join();
-  for (size_t i = 0; i < kStreams; ++i) EXPECT_EQ(after.outputs[i].ids, workload->answers[i]) << "stream " << i;
+  for (size_t i = 0; i < kStreams; ++i)
+    EXPECT_EQ(after.outputs[i].ids, workload->answers[i]) << "stream " << i;
   EXPECT_EQ((*cluster)->Ended(), "");
 }
 
@@ -602,15 +603,18 @@ TEST(ExpertOutage, ClientsThatLeaveWhileAShardHangsFreeTheirKv) {
   link.Set({.kind = Kind::kHold});
   EXPECT_TRUE(link.WaitStruck(kStrikes));
   streams.Leave();
-  for (const Output& output : streams.Join().outputs) EXPECT_EQ(output.status.code, 1) << output.status.message;
+  for (const Output& output : streams.Join().outputs)
+    EXPECT_EQ(output.status.code, 1) << output.status.message;
   // The link is held for as long as that takes, and longer than any call: only the silence ends the step.
   const TimePoint begin = std::chrono::steady_clock::now();
   Status held = (*cluster)->WaitNothingHeld(kSettled);
   EXPECT_TRUE(held.ok()) << held;
-  std::printf("  freed %.2f s after the last stream left\n", Seconds(std::chrono::steady_clock::now() - begin));
+  std::printf("  freed %.2f s after the last stream left\n",
+              Seconds(std::chrono::steady_clock::now() - begin));
   link.Heal();
   const StreamsResult after = Streams((*cluster)->address(), *workload).Join();
-  for (size_t i = 0; i < kStreams; ++i) EXPECT_EQ(after.outputs[i].ids, workload->answers[i]) << "stream " << i;
+  for (size_t i = 0; i < kStreams; ++i)
+    EXPECT_EQ(after.outputs[i].ids, workload->answers[i]) << "stream " << i;
   held = (*cluster)->WaitNothingHeld(kSettled);
   EXPECT_TRUE(held.ok()) << held;
 }
