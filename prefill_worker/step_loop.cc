@@ -14,6 +14,9 @@ namespace {
 constexpr Duration kIdleBeat = std::chrono::seconds(1);
 // How long a chunk waits for experts that are away, and how long between two tries.
 constexpr Duration kExpertOutageGrace = std::chrono::seconds(5);
+// Behind an outage that has ended jobs the next one does not wait as long again; but the shard may be back
+// and only the connection not yet.
+constexpr Duration kLeastTry = std::chrono::seconds(1);
 constexpr Duration kExpertRetry = std::chrono::milliseconds(20);
 
 }  // namespace
@@ -105,7 +108,7 @@ bool PrefillStepLoop::PatientExperts::Again(const Status& status) {
   // An outage that ended with the job it failed is not this one.
   if (away_since_ == TimePoint::max() || now - last_failure_ > kExpertOutageGrace) away_since_ = begun_;
   last_failure_ = now;
-  if (now - away_since_ >= kExpertOutageGrace) return false;
+  if (now - away_since_ >= kExpertOutageGrace && now - begun_ >= kLeastTry) return false;
   step_->Beat();
   const TimePoint until = now + kExpertRetry;
   // Connecting again is the loop's work. Mail waits for the end of the chunk, as always.
