@@ -385,6 +385,26 @@ TEST_F(RetryTest, DecodeDiesBeforeItsGrant) {
   EXPECT_EQ(context_.counters.decode_failovers, 0);
 }
 
+TEST_F(RetryTest, PreemptedBeforeItsGrantIsNoReasonToWait) {
+  Run();
+  lease(0).Preempt(0);
+  Settle();
+  ASSERT_EQ(decode(1).leases.size(), 1u);
+  lease(1).Grant();
+  Settle();
+  FinishOn(1, 0, 1, 3);
+  EXPECT_EQ(context_.counters.lease_retries, 1);
+}
+
+TEST_F(RetryTest, ALastTokenThatEndsNothingIsAnError) {
+  RunToStreaming();
+  lease(0).Tokens(2, state_.params.max_tokens + 2);
+  Settle();
+  ASSERT_TRUE(done());
+  EXPECT_EQ(result_->status().code(), StatusCode::kInternal) << result_->status();
+  EXPECT_EQ(client_.tokens(), Expected(state_.params.max_tokens));
+}
+
 TEST_F(RetryTest, DecodeDiesWhileAPrefillWorkerIsSought) {
   RunToPrefill();
   prefill(0).status = prefill(1).status = Unavailable("away");

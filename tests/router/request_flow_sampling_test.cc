@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <limits>
+
 #include "tests/router/flow_harness.h"
 
 namespace cachalot::testing {
@@ -168,6 +170,31 @@ TEST_F(SamplingFlowTest, AnotherPairIsNotAskedForPromptLogprobsThatTheClientHas)
   cancel_.Cancel();
   Settle();
   EXPECT_TRUE(done());
+}
+
+TEST_F(SamplingFlowTest, LogprobsOfMoreThanThePromptHasAreAnError) {
+  state_.params.prompt_logprobs = 0;
+  RunChoosy();
+  lease().Grant();
+  Settle();
+  call().Push(Prompt(1, 1, static_cast<int64_t>(state_.prompt.size())));
+  Settle();
+  ASSERT_TRUE(done());
+  EXPECT_EQ(result_->status().code(), StatusCode::kInternal);
+  EXPECT_TRUE(choosy_.prompt.empty());
+}
+
+TEST_F(SamplingFlowTest, LogprobsFromBeforeThePromptAreAnError) {
+  state_.params.prompt_logprobs = 0;
+  RunChoosy();
+  lease().Grant();
+  Settle();
+  FlowEvent event = Prompt(1, 1, 1);
+  event.first_row = std::numeric_limits<int64_t>::min();
+  call().Push(std::move(event));
+  Settle();
+  ASSERT_TRUE(done());
+  EXPECT_EQ(result_->status().code(), StatusCode::kInternal);
 }
 
 TEST_F(SamplingFlowTest, ATokenWithoutItsLogprobIsAnError) {
