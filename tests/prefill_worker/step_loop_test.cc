@@ -60,7 +60,7 @@ TEST(PrefillStepLoop, AJobBehindAnOutageGivesExpertsTimeToConnectAgain) {
           failed += event.kind == JobEvent::Kind::kFailed;
           ended += event.kind == JobEvent::Kind::kFirstToken;
         },
-        1 << 20);
+        KvEncoder::Windows{});
     step.Submit({id, m.State(m.Prompt(3, static_cast<int>(id))), *m.pools.Reserve(3), 0, nullptr}, encoder);
   };
   const Status started = step.Start(
