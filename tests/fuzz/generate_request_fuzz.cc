@@ -67,9 +67,20 @@ void CheckStops(const OutputOptions& options, const SequenceState& state, const 
   (void)text.Finish();
 }
 
+/// As GenerationService does it.
+StatusOr<SequenceState> Admit(const Frontend& front, const v1::GenerateRequest& request) {
+  std::vector<int32_t> prompt;
+  if (request.has_text() || request.has_chat()) {
+    const PromptText text = request.has_chat() ? PromptText::Of(request.chat()) : PromptText::Of(request.text());
+    RETURN_IF_ERROR(front.CheckLength(text));
+    ASSIGN_OR_RETURN(prompt, front.Encode(text));
+  }
+  return front.Admit(request, std::move(prompt));
+}
+
 void CheckRequest(v1::GenerateRequest request, bool tokenizer) {
   const Frontend& front = Front(tokenizer);
-  const auto state = front.Admit(request);
+  const auto state = Admit(front, request);
   const auto options = front.AdmitOutput(request);
   if (!state.ok()) CheckRefusal(state.status(), tokenizer);
   if (!options.ok()) CheckRefusal(options.status(), tokenizer);
@@ -81,7 +92,7 @@ void CheckRequest(v1::GenerateRequest request, bool tokenizer) {
   // What is drawn where it is absent, given: the same again.
   request.set_request_id(state->request_id);
   request.mutable_sampling()->set_seed(state->params.sampling.seed);
-  const auto again = front.Admit(request);
+  const auto again = Admit(front, request);
   CHECK_MSG(again.ok(), StatusMessage(again.status()));
   CHECK(ToProto(*again).SerializeAsString() == ToProto(*state).SerializeAsString());
 }

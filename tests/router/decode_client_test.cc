@@ -381,7 +381,7 @@ TEST_F(DecodeClientTest, AWorkerThatTakesNoNewWorkIsSickUntilItDoes) {
   Connect();
   EXPECT_TRUE(Eventually([&] { return StatusMessage(Health(*client_)).find("starting") != std::string::npos; }));
   const auto queue = NewQueue();
-  Open(queue);
+  calls_.push_back(OnLoop([&] { return client_->Open(TestState(), queue); }));
   EXPECT_EQ(Next(queue).error.code(), StatusCode::kUnavailable);
   EXPECT_TRUE(server_->Received(Message::kOpen).empty()) << "a request that would be refused was sent";
   v1::SessionResponse beat;
