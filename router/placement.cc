@@ -7,7 +7,9 @@ namespace cachalot {
 StatusOr<Placement> Place(std::span<const WorkerView> workers) {
   std::optional<size_t> best;
   const auto key = [&](const WorkerView& w) {
-    return std::make_tuple(w.excluded, w.free_kv_tokens < w.wanted_kv_tokens, w.assigned, w.reported,
+    // The request's own tokens are the same everywhere, but for those that are cached.
+    const int64_t work = w.assigned - w.cached;
+    return std::make_tuple(w.excluded, w.free_kv_tokens < w.wanted_kv_tokens, work, w.assigned, w.reported,
                            -w.free_kv_tokens);
   };
   std::string wrong;
@@ -20,9 +22,12 @@ StatusOr<Placement> Place(std::span<const WorkerView> workers) {
   }
   if (!best) return Unavailable(wrong.empty() ? "no worker is configured" : "no worker is usable: " + wrong);
   const WorkerView& w = workers[*best];
-  return Placement{*best, w.name + " (assigned " + std::to_string(w.assigned) + ", reported " +
-                              std::to_string(w.reported) +
-                              (w.excluded ? ", again for want of another)" : ")")};
+  return Placement{*best,
+                   w.name + " (assigned " + std::to_string(w.assigned) + ", reported " +
+                       std::to_string(w.reported) +
+                       (w.cached > 0 ? ", cached " + std::to_string(w.cached) : "") +
+                       (w.excluded ? ", again for want of another)" : ")"),
+                   w.cached};
 }
 
 }  // namespace cachalot

@@ -38,6 +38,7 @@ class PrefillClient final : public PrefillWorker, public MemberClient {
   const std::string& name() const override { return address_; }
   Status health() const override { return health_; }
   WorkerLoad load() const override { return load_; }
+  uint64_t life() const override { return description_.epoch(); }
   /// `lease` must be a RemoteLease.
   std::unique_ptr<PrefillCall> Start(const SequenceState& state, DecodeCall& lease, PrefillOptions options,
                                      std::shared_ptr<FlowQueue> queue) override;

@@ -4,6 +4,7 @@
 #include <deque>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "common/base/log.h"
 #include "common/rpc/error_map.h"
@@ -190,13 +191,16 @@ class Request {
     std::set<size_t> tried_prefill;
     Status refusal;
     int aborted = 0;
+    // One worker is chosen without looking for prefixes.
+    if (context_->prefill->size() > 1) prefix_ = PrefixLocality::PrefixOf(state_.Context());
     RetryBudget attempts(context_->options.max_prefill_attempts, context_->options.resume_wait);
     for (attempt_ = 1;; ++attempt_) {
       StatusOr<Placement> prefill = BesideSiblings(tried_prefill);
       const bool beside = prefill.ok();
+      const CachedTokens cached = LikelyCached();
       if (!beside)
         prefill = co_await Choose(*context_->prefill, tried_prefill, {prompt_tokens, prompt_tokens},
-                                  attempts.end(context_->loop->Now()), attempts.not_before());
+                                  attempts.end(context_->loop->Now()), attempts.not_before(), &cached);
       if (decode_running_) {  // the attempt before had committed after all: nothing is left to prefill
         if (FirstTokenMissing()) co_return LostFirstToken();
         Status status = co_await Follow();
@@ -209,7 +213,8 @@ class Request {
       LogDebug(Tag() + "prefill attempt " + std::to_string(attempt_) + " on " + prefill->reason +
                ", decode on " + decode_reason);
       if (siblings_) siblings_->prefill_worker = prefill->worker;
-      filling_ = {context_->prefill, prefill->worker, beside ? 0 : prompt_tokens};
+      filling_ = {context_->prefill, prefill->worker, beside ? 0 : prompt_tokens - prefill->cached};
+      holder_ = {prefill->worker, context_->prefill->worker(prefill->worker).life()};
       PrefillOptions options = options_;
       options.attempt = attempt_;
       prefill_failed_ = false;
@@ -236,11 +241,11 @@ class Request {
   /// A usable worker, one of `tried` not before `again`; at `end` why there is none. Ends early when it turns
   /// out that the decode worker runs.
   template <typename Pool>
-  rpc::Task<StatusOr<Placement>> Choose(Pool& pool, const std::set<size_t>& tried, KvNeed need,
-                                        TimePoint end, TimePoint again) {
+  rpc::Task<StatusOr<Placement>> Choose(Pool& pool, const std::set<size_t>& tried, KvNeed need, TimePoint end,
+                                        TimePoint again, const CachedTokens* cached = nullptr) {
     end = std::min(deadline_, end);
     for (;;) {
-      StatusOr<Placement> placement = pool.Choose(tried, need);
+      StatusOr<Placement> placement = pool.Choose(tried, need, cached);
       const TimePoint now = context_->loop->Now();
       const bool early = placement.ok() && now < std::min(again, deadline_) && tried.contains(placement->worker);
       if ((placement.ok() && !early) || decode_running_) co_return placement;
@@ -320,6 +325,19 @@ class Request {
       }
     }
     return ResourceExhausted("no decode worker has room");
+  }
+
+  /// None of a request that wants rows of its prompt: it is computed in any case.
+  CachedTokens LikelyCached() const {
+    CachedTokens cached;
+    if (state_.want_logits || state_.params.prompt_logprobs != kNoLogprobs) return cached;
+    for (const auto& [holder, tokens] : context_->prefixes.Find(prefix_)) {
+      const bool lives = context_->prefill->Usable(holder.worker).ok() &&
+                         context_->prefill->worker(holder.worker).life() == holder.life;
+      // The last token is computed in any case.
+      if (lives) cached[holder.worker] = std::min(tokens, state_.ContextTokens() - 1);
+    }
+    return cached;
   }
 
   /// The prefill worker of the request's siblings, if it can be used and has not failed here.
@@ -466,6 +484,7 @@ class Request {
       case Kind::kFirstToken: {
         if (event.attempt != attempt_) break;
         if (!cached_) cached_ = event.cached;
+        context_->prefixes.Remember(std::exchange(prefix_, {}), holder_);
         Status status = co_await Emit(event, tokens);
         while (status.ok() && finish_ == FinishReason::kNone && !early_.empty()) {
           FlowEvent next = std::move(early_.front());
@@ -585,6 +604,8 @@ class Request {
   std::unique_ptr<DecodeCall> lease_;
   std::unique_ptr<PrefillCall> prefill_;
   WorkerPool<PrefillWorker>::Assignment filling_;
+  PrefixLocality::Prefix prefix_;  // of the context, until it is computed
+  PrefixHolder holder_;            // who computes it
   std::set<size_t> tried_decode_, too_small_;
   size_t decode_worker_ = 0;     // of this pair
   Status refusal_;               // RESOURCE_EXHAUSTED of a decode worker, or else OUT_OF_RANGE

@@ -15,6 +15,7 @@
 #include "common/base/time.h"
 #include "common/metrics/registry.h"
 #include "common/rpc/server_call.h"
+#include "router/prefix_locality.h"
 #include "router/resume_line.h"
 #include "router/worker_api.h"
 #include "router/worker_pool.h"
@@ -90,6 +91,7 @@ struct FlowContext {
           *lease_retries = nullptr;
   ResumeLine line;
   int64_t running = 0;  // requests
+  PrefixLocality prefixes;
 };
 
 struct FlowResult {

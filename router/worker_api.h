@@ -92,6 +92,8 @@ class PrefillWorker {
   virtual const std::string& name() const = 0;
   virtual Status health() const = 0;
   virtual WorkerLoad load() const = 0;
+  /// Another one when it has restarted: its prefix cache is empty then.
+  virtual uint64_t life() const { return 0; }
   /// Prefills into a granted lease of a decode worker of the same cluster; kFirstToken, then kCommitted
   /// (unless the first token is the last), or kPrefillFailed follow in `queue`.
   virtual std::unique_ptr<PrefillCall> Start(const SequenceState& state, DecodeCall& lease,

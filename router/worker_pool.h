@@ -18,6 +18,9 @@ struct KvNeed {
   int64_t context = 0, at_most = 0;
 };
 
+/// By worker: tokens of a request that it is likely to have in its prefix cache.
+using CachedTokens = std::map<size_t, int64_t>;
+
 /// `Worker` is DecodeWorker or PrefillWorker.
 template <typename Worker>
 class WorkerPool {
@@ -59,7 +62,9 @@ class WorkerPool {
     return names;
   }
 
-  StatusOr<Placement> Choose(const std::set<size_t>& excluded, KvNeed need) const {
+  /// `cached` may be null.
+  StatusOr<Placement> Choose(const std::set<size_t>& excluded, KvNeed need,
+                             const CachedTokens* cached = nullptr) const {
     std::vector<WorkerView> views;
     std::vector<size_t> ids;
     for (const auto& [id, m] : members_) {
@@ -67,6 +72,7 @@ class WorkerPool {
       views.push_back({m.worker->name(), Health(m), excluded.contains(id), m.assigned,
                        load.running + load.waiting_tokens, load.free_kv_tokens,
                        FirstKvTokens(need.context, need.at_most, load.reserve_ahead)});
+      if (cached && cached->contains(id)) views.back().cached = cached->at(id);
       ids.push_back(id);
     }
     StatusOr<Placement> placement = Place(views);

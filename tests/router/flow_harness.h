@@ -85,12 +85,14 @@ class FakePrefill final : public PrefillWorker {
     return status;
   }
   WorkerLoad load() const override { return reported; }
+  uint64_t life() const override { return lives; }
   std::unique_ptr<PrefillCall> Start(const SequenceState& state, DecodeCall& lease, PrefillOptions options,
                                      std::shared_ptr<FlowQueue> queue) override;
   int open() const;
 
   Status status;
   WorkerLoad reported = kIdle;
+  uint64_t lives = 0;
   std::function<void(Call&)> on_start;  // at once, inside Start
   std::vector<std::unique_ptr<Call>> calls;
   mutable int looks = 0;

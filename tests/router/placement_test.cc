@@ -46,6 +46,37 @@ TEST(Placement, TakesTheLeastWork) {
   }
 }
 
+TEST(Placement, TakesWhereTheLeastIsComputedWhenSomeOfItIsCached) {
+  const auto cached = [](WorkerView worker, int64_t tokens) {
+    worker.cached = tokens;
+    return worker;
+  };
+  const struct {
+    const char* what;
+    std::vector<WorkerView> workers;
+    size_t expected;
+  } cases[] = {
+      {"the one that has it", {Worker("a"), cached(Worker("b"), 256)}, 1},
+      {"the one that has more of it", {cached(Worker("a"), 128), cached(Worker("b"), 256)}, 1},
+      {"busier by less than it saves", {Worker("a", 100), cached(Worker("b", 355), 256)}, 1},
+      {"busier by more", {Worker("a", 100), cached(Worker("b", 357), 256)}, 0},
+      {"what it reports may be over", {Worker("a"), cached(Worker("b", 0, 9000), 256)}, 1},
+      {"a tie: assigned", {cached(Worker("a", 256), 256), Worker("b")}, 1},
+      {"a tie: then free KV", {cached(Worker("a", 9, 9, 200), 128), cached(Worker("b", 9, 9, 300), 128)}, 1},
+      {"not with too little KV", {Worker("a", 50), cached(Worker("b", 0, 0, 99), 256)}, 0},
+      {"not where it has failed", {Worker("a", 50), Excluded(cached(Worker("b"), 256))}, 0},
+      {"not where it cannot run", {Worker("a", 50), Sick(cached(Worker("b"), 256), "gone")}, 0},
+  };
+  for (const auto& c : cases) {
+    const auto placement = Place(c.workers);
+    ASSERT_TRUE(placement.ok()) << c.what;
+    EXPECT_EQ(placement->worker, c.expected) << c.what;
+    EXPECT_EQ(placement->cached, c.workers[c.expected].cached) << c.what;
+  }
+  EXPECT_EQ(Place(std::vector{cached(Worker("a", 3, 4), 256)})->reason,
+            "a (assigned 3, reported 4, cached 256)");
+}
+
 TEST(Placement, SaysWhyItTookAWorker) {
   const WorkerView workers[] = {Worker("host:1", 3, 4)};
   EXPECT_EQ(Place(workers)->reason, "host:1 (assigned 3, reported 4)");
