@@ -134,5 +134,27 @@ TEST(PrefixCache, TheSamePromptAgainIsCachedAndGivesTheSameTokens) {
   EXPECT_TRUE(cluster->WaitNothingHeld(std::chrono::seconds(10)).ok());
 }
 
+TEST(PrefixCache, APromptGoesBackToThePrefillWorkerThatHasItsPrefix) {
+  const auto embedded = MustLoad(DemoDirectory());
+  const auto cluster = MustStart({.model = DemoDirectory(), .prefill = 2});
+  ASSERT_TRUE(embedded && cluster);
+  client::Client client(cluster->router());
+  std::mt19937 rng(1200);
+  std::vector<client::GenerateRequest> requests;
+  for (int i = 0; i < 4; ++i) {
+    std::vector<int32_t> ids(1200);
+    for (int32_t& id : ids) id = static_cast<int32_t>(7 + rng() % 4000);
+    requests.push_back(IdsRequest(ids, 8, 0, 1));
+  }
+  std::vector<std::thread> threads;  // together, so that both workers get some
+  for (const auto& request : requests) threads.emplace_back([&] { Ask(client, request); });
+  for (auto& thread : threads) thread.join();
+  for (const auto& request : requests) {  // each alone: by load they would all go to one
+    const Output output = Ask(client, request);
+    EXPECT_EQ(output.ids, EmbeddedTokens(*embedded, request)) << output.status.message;
+    EXPECT_EQ(output.cached_tokens, 1152);
+  }
+}
+
 }  // namespace
 }  // namespace cachalot::testing
