@@ -29,6 +29,7 @@ endfunction()
 # cachalot_test_entry(NAME COMMAND program argument... LABELS unit|integration|slow TIMEOUT seconds): a ctest entry. Under a
 # sanitizer it has ten times the time, and what the sanitizer says of any of its processes goes to a folder of reports: a
 # worker that a test survives by retrying must not hide its report. The entry `sanitizer_reports` fails if there is one.
+# history_size: where ThreadSanitizer no longer knows the stack of the earlier access, no suppression can match it.
 function(cachalot_test_entry name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "COMMAND;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
@@ -43,7 +44,7 @@ function(cachalot_test_entry name)
     set(log "log_path=${CACHALOT_SANITIZER_REPORTS}/${name}")
     set_tests_properties(${name} PROPERTIES
       FIXTURES_REQUIRED sanitizer_reports
-      ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:${log};ASAN_OPTIONS=${log};UBSAN_OPTIONS=print_stacktrace=1:${log}")
+      ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:history_size=7:${log};ASAN_OPTIONS=${log};UBSAN_OPTIONS=print_stacktrace=1:${log}")
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()
