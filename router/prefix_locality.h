@@ -31,6 +31,9 @@ class PrefixLocality {
   /// tokens in about 10 MB.
   explicit PrefixLocality(size_t max_blocks = 1 << 16) : max_blocks_(max_blocks) {}
 
+  PrefixLocality(const PrefixLocality&) = delete;  // blocks_ points into used_
+  PrefixLocality& operator=(const PrefixLocality&) = delete;
+
   /// `holder` has prefilled it. What an earlier life of that worker had is forgotten with each block.
   void Remember(const Prefix& prefix, PrefixHolder holder);
   /// Of each who has some: tokens at the beginning that it has without a gap. Lives that have ended are for
