@@ -1,14 +1,12 @@
 // What workers and expert services say of themselves, one after the other: the router's view of its cluster,
 // and a worker's of its shards.
 
-#include <google/protobuf/stubs/logging.h>
-
 #include <array>
 
-#include "common/base/log.h"
 #include "common/moe/dispatch_plan.h"
 #include "common/moe/shard_map.h"
 #include "router/cluster_view.h"
+#include "tests/fuzz/quiet_logs.h"
 #include "tests/fuzz/records.h"
 
 namespace cachalot::fuzz {
@@ -165,8 +163,7 @@ std::vector<Seed> Seeds() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace cachalot;
-  [[maybe_unused]] static const auto logs = google::protobuf::SetLogHandler(nullptr);
-  [[maybe_unused]] static const bool quiet = InitLog("fuzz", "error");
+  fuzz::QuietLogs();
   const auto records = fuzz::ReadRecords(fuzz::Text(data, size), 32);
   fuzz::CheckCluster(records);
   fuzz::CheckShards(records);

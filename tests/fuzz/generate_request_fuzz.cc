@@ -1,7 +1,5 @@
 // cachalot.v1.GenerateRequest as any client may send it, admitted by the router in front of the demo's model.
 
-#include <google/protobuf/stubs/logging.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -10,6 +8,7 @@
 #include "common/rpc/error_map.h"
 #include "router/frontend.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/quiet_logs.h"
 #include "tests/support/oracle.h"
 
 namespace cachalot::fuzz {
@@ -151,7 +150,7 @@ std::vector<Seed> Seeds() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace cachalot;
-  [[maybe_unused]] static const auto logs = google::protobuf::SetLogHandler(nullptr);
+  fuzz::QuietLogs();
   v1::GenerateRequest request;
   if (!request.ParseFromArray(data, static_cast<int>(size))) return 0;
   for (bool tokenizer : {true, false}) fuzz::CheckRequest(request, tokenizer);

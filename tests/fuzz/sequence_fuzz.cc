@@ -1,11 +1,10 @@
 // cachalot.v1.SequenceState as a router sends it; the same bytes as TokenLogprobs.
 
-#include <google/protobuf/stubs/logging.h>
-
 #include <cmath>
 
 #include "common/cluster/compat.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/quiet_logs.h"
 
 namespace cachalot::fuzz {
 namespace {
@@ -83,7 +82,7 @@ std::vector<Seed> Seeds() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace cachalot;
-  [[maybe_unused]] static const auto logs = google::protobuf::SetLogHandler(nullptr);
+  fuzz::QuietLogs();
   v1::SequenceState sequence;
   if (sequence.ParseFromArray(data, static_cast<int>(size))) fuzz::CheckSequence(sequence);
   v1::TokenLogprobs logprobs;

@@ -2,15 +2,14 @@
 // whether a Hello that fits comes first. Then records: even kinds are messages, odd ones push honest KV for
 // the newest lease, so that there is something that runs.
 
-#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/grpcpp.h>
 
 #include <map>
 #include <set>
 
-#include "common/base/log.h"
 #include "common/cluster/compat.h"
 #include "tests/decode_worker/service_harness.h"
+#include "tests/fuzz/quiet_logs.h"
 #include "tests/fuzz/records.h"
 
 namespace cachalot::fuzz {
@@ -284,8 +283,7 @@ std::vector<Seed> Seeds() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace cachalot;
-  [[maybe_unused]] static const auto logs = google::protobuf::SetLogHandler(nullptr);
-  [[maybe_unused]] static const bool quiet = InitLog("fuzz", "error");
+  fuzz::QuietLogs();
   if (size == 0) return 0;
   static fuzz::Worker worker;
   worker.RunSession(data[0] & fuzz::kGreets,

@@ -3,19 +3,18 @@
 // odd ones on the prefill call. When they are used up the workers are honest, so that every request must come
 // to its end.
 
-#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/grpcpp.h>
 
 #include <limits>
 #include <mutex>
 
-#include "common/base/log.h"
 #include "common/cluster/assets.h"
 #include "common/rpc/block_on.h"
 #include "router/decode_client.h"
 #include "router/frontend.h"
 #include "router/prefill_client.h"
 #include "router/request_flow.h"
+#include "tests/fuzz/quiet_logs.h"
 #include "tests/fuzz/records.h"
 #include "tests/support/oracle.h"
 #include "tests/support/patience.h"
@@ -399,8 +398,7 @@ std::vector<Seed> Seeds() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace cachalot;
-  [[maybe_unused]] static const auto logs = google::protobuf::SetLogHandler(nullptr);
-  [[maybe_unused]] static const bool quiet = InitLog("fuzz", "error");
+  fuzz::QuietLogs();
   if (size == 0) return 0;
   static fuzz::Router router;
   router.Run(data[0], fuzz::ReadRecords(fuzz::Text(data + 1, size - 1), fuzz::kMostRecords));

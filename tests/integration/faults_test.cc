@@ -97,6 +97,23 @@ TEST(Mixed, AThousandRequestsLeaveNothingBehind) {
   EXPECT_TRUE(status.ok()) << status;
 }
 
+/// Reads one stream to its end, which must be `answer` exactly. `on_event` hears of everything meanwhile.
+void ExpectStream(ProcessCluster& cluster, const client::GenerateRequest& request,
+                  const std::vector<int32_t>& answer,
+                  const std::function<void(const client::Event&)>& on_event) {
+  client::Client client(cluster.router());
+  auto stream = client.Generate(request);
+  std::vector<int32_t> ids;
+  client::Event event;
+  while (stream->Next(&event)) {
+    ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+    on_event(event);
+  }
+  const auto status = stream->Finish();
+  EXPECT_TRUE(status.ok()) << "seed " << request.seed.value_or(0) << ": " << status.message;
+  EXPECT_EQ(ids, answer) << "seed " << request.seed.value_or(0);
+}
+
 /// Streams on `cluster` while `fault` strikes; every answer must equal the embedded one.
 void StreamsSurvive(ProcessCluster& cluster, const std::function<void()>& fault, size_t prompt, int max_tokens,
                     size_t strike_after_tokens) {
@@ -112,19 +129,12 @@ void StreamsSurvive(ProcessCluster& cluster, const std::function<void()>& fault,
   std::vector<std::thread> threads;
   for (size_t i = 0; i < requests.size(); ++i)
     threads.emplace_back([&, i] {
-      client::Client client(cluster.router());
-      auto stream = client.Generate(requests[i]);
-      std::vector<int32_t> ids;
-      client::Event event;
-      while (stream->Next(&event)) {
-        ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+      ExpectStream(cluster, requests[i], answers[i], [&](const client::Event& event) {
         started += event.kind == client::Event::Kind::kStarted;
         tokens += event.token_ids.size();
-        if (tokens >= strike_after_tokens && started >= requests.size() / 2 && !struck.exchange(true)) fault();
-      }
-      const auto status = stream->Finish();
-      EXPECT_TRUE(status.ok()) << "stream " << i << ": " << status.message;
-      EXPECT_EQ(ids, answers[i]) << "stream " << i;
+        if (tokens >= strike_after_tokens && started >= requests.size() / 2 && !struck.exchange(true))
+          fault();
+      });
     });
   for (auto& thread : threads) thread.join();
   EXPECT_TRUE(struck) << "the fault never struck: the test shows nothing";
@@ -177,19 +187,11 @@ void StreamsOutliveARestart(ProcessCluster& cluster, ProcessCluster::Member& mem
   std::vector<std::thread> threads;
   for (uint32_t i = 0; i < kStreams; ++i)
     threads.emplace_back([&, i] {
-      client::Client client(cluster.router());
-      auto stream = client.Generate(requests[i]);
-      std::vector<int32_t> ids;
-      client::Event event;
-      while (stream->Next(&event)) {
-        ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+      ExpectStream(cluster, requests[i], answers[i], [&](const client::Event& event) {
         started += event.kind == client::Event::Kind::kStarted;
         tokens += event.token_ids.size();
-      }
-      const auto status = stream->Finish();
+      });
       ++over;
-      EXPECT_TRUE(status.ok()) << "stream " << i << ": " << status.message;
-      EXPECT_EQ(ids, answers[i]) << "stream " << i;
     });
   while ((tokens < strike_after_tokens || started < kStreams) && over < kStreams) std::this_thread::yield();
   member.process->Kill();

@@ -260,6 +260,16 @@ Status FlowTest::Outcome() {
   return result_->status();
 }
 
+void FlowTest::FinishOutput(int64_t from, int64_t to) {
+  call().FirstToken();
+  call().Commit();
+  lease().Tokens(from + 1, to, FinishReason::kStop);
+  const Status status = Outcome();
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(client_.tokens(), Expected(to));
+  EXPECT_EQ(client_.started, 1);
+}
+
 void FlowTest::RunToStreaming() {
   Run();
   ASSERT_EQ(decode().leases.size(), 1u);

@@ -145,6 +145,9 @@ class FlowTest : public ::testing::Test {
   bool Until(const std::function<bool()>& condition);
   /// To where the decode worker streams: output tokens [0, 2) are with the client.
   void RunToStreaming();
+  /// The request ends well on worker 0: `from` is its first token, and `to` tokens are with the client in the
+  /// end.
+  void FinishOutput(int64_t from, int64_t to);
   std::vector<int32_t> Expected(int64_t tokens) const;
   bool done() const { return result_.has_value(); }
   int open_calls() const;

@@ -26,13 +26,7 @@ class PreemptTest : public FlowTest {
     EXPECT_EQ(call().options.attempt, 1u);
   }
   void Finish(int64_t from, int64_t to, int64_t prefill_retries = 0) {
-    call().FirstToken();
-    call().Commit();
-    lease().Tokens(from + 1, to, FinishReason::kStop);
-    const Status status = Outcome();
-    ASSERT_TRUE(status.ok()) << status;
-    EXPECT_EQ(client_.tokens(), Expected(to));
-    EXPECT_EQ(client_.started, 1);
+    FinishOutput(from, to);
     EXPECT_EQ(context_.counters.decode_failovers, 0);
     EXPECT_EQ(context_.counters.prefill_retries, prefill_retries);
     EXPECT_EQ(context_.line.size(), 0u);

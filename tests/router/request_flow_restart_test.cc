@@ -27,15 +27,6 @@ class RestartTest : public FlowTest {
     Settle();
     ASSERT_EQ(prefill().calls.size(), 1u);
   }
-  void Finish(int64_t from, int64_t to) {
-    call().FirstToken();
-    call().Commit();
-    lease().Tokens(from + 1, to, FinishReason::kStop);
-    const Status status = Outcome();
-    ASSERT_TRUE(status.ok()) << status;
-    EXPECT_EQ(client_.tokens(), Expected(to));
-    EXPECT_EQ(client_.started, 1);
-  }
 };
 
 TEST_F(RestartTest, OfTheDecodeWorkerWhichRefusesAtFirst) {
@@ -55,7 +46,7 @@ TEST_F(RestartTest, OfTheDecodeWorkerWhichRefusesAtFirst) {
   EXPECT_GE(asked[4] - asked[3], std::chrono::milliseconds(160));
   EXPECT_EQ(lease().state.emitted, Expected(2));
   EXPECT_EQ(context_.counters.decode_failovers, 1);
-  Finish(2, 6);
+  FinishOutput(2, 6);
 }
 
 TEST_F(RestartTest, OfTheDecodeWorkerInTheMiddleOfAPrefill) {
@@ -67,7 +58,7 @@ TEST_F(RestartTest, OfTheDecodeWorkerInTheMiddleOfAPrefill) {
   ASSERT_TRUE(Until([&] { return decode().leases.size() == 2; }));
   lease().Grant();
   Settle();
-  Finish(0, 4);
+  FinishOutput(0, 4);
 }
 
 TEST_F(RestartTest, OfADecodeWorkerThatIsWaitedForInTheLine) {
@@ -85,7 +76,7 @@ TEST_F(RestartTest, OfADecodeWorkerThatIsWaitedForInTheLine) {
   decode().status = OkStatus();
   decode().reported = kIdle;
   ASSERT_TRUE(Until([&] { return prefill().calls.size() == 2; }));
-  Finish(2, 4);
+  FinishOutput(2, 4);
 }
 
 TEST_F(RestartTest, IsNotWaitedForByANewRequest) {
@@ -143,7 +134,7 @@ TEST_F(RestartTest, OfThePrefillWorkerWhichRefusesAtFirst) {
   ASSERT_TRUE(Until([&] { return prefill().calls.size() == 6; }));
   EXPECT_EQ(call().options.attempt, 6u);
   EXPECT_EQ(decode().leases.size(), 1u);
-  Finish(0, 3);
+  FinishOutput(0, 3);
 }
 
 TEST_F(RestartTest, OfThePrefillWorkerThatNeverEndsEndsTheRequest) {

@@ -27,6 +27,17 @@ class WorkThreadTest : public ::testing::Test {
     Turn();
     return *out;
   }
+  /// The thread is busy, with first_, until go_on_.
+  void Occupy() {
+    std::promise<void> begun;
+    Start(
+        [this, &begun] {
+          begun.set_value();
+          go_on_.get_future().wait_for(kPatience);
+        },
+        &first_);
+    ASSERT_EQ(begun.get_future().wait_for(kPatience), std::future_status::ready);
+  }
   void Turn() {
     while (loop_.PollOnce(TimePoint::min()) == Loop::Poll::kProgress) {
     }
@@ -37,6 +48,7 @@ class WorkThreadTest : public ::testing::Test {
     ASSERT_TRUE(out);
   }
 
+  std::promise<void> go_on_;
   Loop loop_;
   CancelScope scope_;
   std::optional<WorkThread> thread_{std::in_place, &loop_, "work", 1};
@@ -58,38 +70,28 @@ TEST_F(WorkThreadTest, TheLoopGoesOnWhileWorkRuns) {
 }
 
 TEST_F(WorkThreadTest, TooMuchIsRefused) {
-  std::promise<void> begun, go_on;
-  Start([&begun, &go_on] {
-    begun.set_value();
-    go_on.get_future().wait_for(kPatience);
-  }, &first_);
-  ASSERT_EQ(begun.get_future().wait_for(kPatience), std::future_status::ready);
+  Occupy();
   Start([] {}, &second_);
   EXPECT_FALSE(second_);
   Start([] { ADD_FAILURE() << "refused work runs"; }, &third_);
   ASSERT_TRUE(third_);
   EXPECT_EQ(third_->code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(StatusMessage(*third_), "work: 1 wait already, which is all that it takes; retry later");
-  go_on.set_value();
+  go_on_.set_value();
   Await(first_);
   Await(second_);
   EXPECT_TRUE(first_->ok() && second_->ok()) << *first_ << *second_;
 }
 
 TEST_F(WorkThreadTest, WhoIsCancelledDoesNotWait) {
-  std::promise<void> begun, go_on;
-  Start([&begun, &go_on] {
-    begun.set_value();
-    go_on.get_future().wait_for(kPatience);
-  }, &first_);
-  ASSERT_EQ(begun.get_future().wait_for(kPatience), std::future_status::ready);
+  Occupy();
   Start([] { ADD_FAILURE() << "nobody waits for this"; }, &second_);
   scope_.Cancel();
   Turn();
   ASSERT_TRUE(first_ && second_);
   EXPECT_EQ(first_->code(), StatusCode::kCancelled);
   EXPECT_EQ(second_->code(), StatusCode::kCancelled);
-  go_on.set_value();
+  go_on_.set_value();
   thread_.reset();
 }
 
