@@ -140,11 +140,8 @@ StatusOr<Workload> MakeWorkload(int max_tokens) {
   return workload;
 }
 
-Streams::Streams(const std::string& router, const Workload& workload, std::function<void(size_t)> progress,
-                 size_t leave_after)
-    : progress_(std::move(progress)),
-      leave_after_(leave_after),
-      running_(workload.requests.size()),
+Streams::Streams(const std::string& router, const Workload& workload)
+    : running_(workload.requests.size()),
       outputs_(workload.requests.size()),
       silences_(workload.requests.size()) {
   for (size_t i = 0; i < workload.requests.size(); ++i)
@@ -176,14 +173,23 @@ void Streams::RunOne(size_t i, const std::string& router, const client::Generate
     heard();
     output.ids.insert(output.ids.end(), event.token_ids.begin(), event.token_ids.end());
     output.finish_reason = event.finish_reason;
-    const size_t all = tokens_ += event.token_ids.size();
-    if (progress_) progress_(all);
-    if (leave_after_ && output.ids.size() >= leave_after_) stream->Cancel();
+    {
+      const std::lock_guard lock(mutex_);
+      tokens_ += event.token_ids.size();
+    }
+    more_.notify_all();
   }
   output.status = stream->Finish();
   heard();
   const std::lock_guard lock(mutex_);
   running_[i] = nullptr;
+}
+
+bool Streams::WaitTokens(size_t tokens) {
+  std::unique_lock lock(mutex_);
+  const bool there = more_.wait_for(lock, kStrikes, [&] { return tokens_ >= tokens; });
+  EXPECT_TRUE(there) << "the streams did not come so far: the test shows nothing";
+  return there;
 }
 
 void Streams::Leave() {
@@ -200,6 +206,13 @@ StreamsResult Streams::Join() {
   result.longest_silence = *std::max_element(silences_.begin(), silences_.end());
   result.total = std::chrono::steady_clock::now() - begin_;
   return result;
+}
+
+StreamsResult RunWith(const std::string& router, const Workload& workload, size_t tokens,
+                      const std::function<void()>& strike) {
+  Streams streams(router, workload);
+  if (streams.WaitTokens(tokens)) strike();
+  return streams.Join();
 }
 
 }  // namespace cachalot::testing

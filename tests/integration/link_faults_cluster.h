@@ -2,7 +2,7 @@
 // Two prefill workers, two decode workers, two expert shards and a router, every link between two of them
 // through a proxy that can break it; and sixteen streams whose tokens are known.
 
-#include <atomic>
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,6 +19,7 @@ namespace cachalot::testing {
 inline constexpr char kSessionMark[] = "/cachalot.v1.Decode/Session";
 inline constexpr char kPushMark[] = "/cachalot.v1.KvTransfer/Push";
 inline constexpr size_t kStreams = 16;
+inline constexpr Duration kStrikes = std::chrono::seconds(20);  ///< until a fault has struck
 
 /// Where a link begins and ends. One worker's links of a kind share a proxy, apart from kDecode0 and
 /// kDecode1: these serve the router's Session and both prefill workers' pushes, which the marks tell apart.
@@ -92,11 +93,10 @@ struct StreamsResult {
 /// Starts all streams of a workload at a router, each from a thread and a client of its own.
 class Streams {
  public:
-  /// `progress` gets the number of tokens that all streams have got so far, after every event, from their
-  /// threads. Streams that got `leave_after` tokens leave (0: none does).
-  Streams(const std::string& router, const Workload& workload, std::function<void(size_t)> progress = nullptr,
-          size_t leave_after = 0);
+  Streams(const std::string& router, const Workload& workload);
   ~Streams();
+  /// Until all together have `tokens` tokens; else the test fails, since it shows nothing.
+  bool WaitTokens(size_t tokens);
   /// All streams leave, wherever they are.
   void Leave();
   /// Waits for all.
@@ -105,16 +105,19 @@ class Streams {
  private:
   void RunOne(size_t i, const std::string& router, const client::GenerateRequest& request);
 
-  std::function<void(size_t)> progress_;
-  const size_t leave_after_;
   const TimePoint begin_ = std::chrono::steady_clock::now();
-  std::atomic<size_t> tokens_ = 0;
   std::mutex mutex_;
+  std::condition_variable more_;
+  size_t tokens_ = 0;                          // of all; guarded by mutex_
   bool leaving_ = false;                       // guarded by mutex_
   std::vector<client::TokenStream*> running_;  // guarded by mutex_; null: not yet, or no more
   std::vector<Output> outputs_;
   std::vector<Duration> silences_;
   std::vector<std::thread> threads_;
 };
+
+/// Calls `strike` from this thread once all streams together have `tokens` tokens.
+StreamsResult RunWith(const std::string& router, const Workload& workload, size_t tokens,
+                      const std::function<void()>& strike);
 
 }  // namespace cachalot::testing
