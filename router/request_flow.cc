@@ -8,6 +8,8 @@
 
 #include "common/base/log.h"
 #include "common/rpc/error_map.h"
+#include "router/output_order.h"
+#include "router/resume_pace.h"
 #include "router/retry_budget.h"
 #include "router/watched_write.h"
 
@@ -19,7 +21,6 @@ using Kind = FlowEvent::Kind;
 // Prefill workers that wait for a shard, each for its whole grace, before the shard itself counts as away.
 constexpr int kMaxExpertsAway = 2;
 constexpr Duration kLookAround = std::chrono::milliseconds(20);
-constexpr Duration kMaxBackoff = std::chrono::seconds(1), kMaxPatience = std::chrono::seconds(32);
 
 /// A worker's error as the request's own. A time-out, a cancellation or damaged KV on the workers' side is no
 /// deadline and no cancellation of this request's: another attempt may do better.
@@ -50,8 +51,8 @@ class Request {
         generation_(context->generation),
         queue_(std::make_shared<FlowQueue>(context->loop)),
         pairs_(context->options.max_pairs, context->options.resume_wait),
-        output_(state_.emitted),
-        patience_(context->options.resume_patience) {
+        output_(state_),
+        pace_(context->options.resume_patience, context->options.max_prefill_refusals) {
     ++context_->running;
   }
   ~Request() { --context_->running; }
@@ -63,7 +64,7 @@ class Request {
   rpc::Task<StatusOr<FlowResult>> Run() {
     for (;;) {
       const Status status = co_await RunPair();
-      if (status.ok()) co_return FlowResult{finish_, NextIndex(), cached_.value_or(0)};
+      if (status.ok()) co_return FlowResult{output_.finish(), output_.next_index(), cached_.value_or(0)};
       if (GoesToTheLine(status) || TooLargeForThis(status)) continue;
       if (!AnotherPair(status)) co_return status;
       LogWarning(Tag() + "attempt on another pair of workers: " + StatusMessage(status));
@@ -80,10 +81,7 @@ class Request {
 
  private:
   std::string Tag() const { return "[" + state_.request_id + "] "; }
-  int64_t NextIndex() const { return static_cast<int64_t>(output_.size()); }
   KvNeed Need() const { return {state_.ContextTokens(), state_.MaxTokens()}; }
-  /// The first token of this pair is the prefill worker's to send; the decode worker goes on behind it.
-  bool FirstTokenMissing() const { return output_.size() == state_.emitted.size(); }
 
   /// Another pair can go on only if this one died under the request; debugging runs are not resumed.
   bool AnotherPair(const Status& status) {
@@ -92,7 +90,7 @@ class Request {
     // What a client has seen accepted outlives the only worker's restart.
     const bool nobody = resumed_ && !granted_ && status.code() == StatusCode::kUnavailable;
     const bool again = pairs_.Failed(now, nobody);
-    not_before_ = std::max(now + kLookAround, pairs_.not_before());  // if it is in the line: not at once
+    pace_.NotBefore(std::max(now + kLookAround, pairs_.not_before()));  // if it is in the line: not at once
     return again;
   }
 
@@ -105,21 +103,17 @@ class Request {
       ++context_->counters.preemptions;
       if (context_->preemptions) context_->preemptions->Add();
       LogInfo(Tag() + StatusMessage(status));
-      backoff_ = Duration::zero();
-      patience_ = context_->options.resume_patience;
-      prefill_refusals_ = 0;
+      pace_.Preempted(now);
     } else if (resumed_ && status.code() == StatusCode::kResourceExhausted) {
-      over_ = granted_ && ++prefill_refusals_ > context_->options.max_prefill_refusals;
+      over_ = !pace_.Refused(now, granted_);
       if (over_) return false;
-      backoff_ = std::clamp<Duration>(2 * backoff_, kLookAround, kMaxBackoff);
     } else {
       return false;
     }
     pairs_.Met();
-    not_before_ = now + backoff_;
     if (!place_) {
       place_.emplace(&context_->line);
-      asks_anyway_ = now + patience_;
+      pace_.JoinsLine(now);
     }
     tried_decode_ = too_small_;
     refusal_ = too_small_refusal_;
@@ -141,13 +135,12 @@ class Request {
     ForgetEvents();
     if (cancelled_) co_return Gone();
     granted_ = decode_running_ = preempted_ = gave_back_ = false;
-    resumed_ = started_ || !output_.empty();  // here or at another router
-    early_.clear();
+    resumed_ = started_ || output_.next_index() > 0;  // here or at another router
+    output_.NewPair();
     // For as long as the lease lives, this is what its workers know of the output: the decode worker takes
     // only KV that continues the sequence as it was opened.
-    state_.emitted = output_;
-    if (next_prompt_logprob_ >= static_cast<int64_t>(state_.prompt.size()))
-      state_.params.prompt_logprobs = kNoLogprobs;  // the client has them all
+    state_.emitted = output_.tokens();
+    if (output_.has_prompt_logprobs()) state_.params.prompt_logprobs = kNoLogprobs;
 
     // 3. A decode worker with the least work.
     CO_RETURN_IF_ERROR(OthersFirst());
@@ -202,7 +195,7 @@ class Request {
         prefill = co_await Choose(*context_->prefill, tried_prefill, {prompt_tokens, prompt_tokens},
                                   attempts.end(context_->loop->Now()), attempts.not_before(), &cached);
       if (decode_running_) {  // the attempt before had committed after all: nothing is left to prefill
-        if (FirstTokenMissing()) co_return LostFirstToken();
+        if (output_.first_token_missing()) co_return LostFirstToken();
         Status status = co_await Follow();
         co_return status;
       }
@@ -308,12 +301,8 @@ class Request {
     ASSIGN_OR_RETURN(const Placement any, pool.Choose(tried_decode_, Need()));
     if (!place_->first()) return ResourceExhausted("not its turn");
     if (too_small_.contains(any.worker)) return any;  // no other is left: the caller refuses
-    if (now < not_before_) return ResourceExhausted("not again so soon");
-    if (now >= asks_anyway_) {
-      patience_ = std::min(2 * patience_, kMaxPatience);
-      asks_anyway_ = now + patience_;
-      return any;
-    }
+    if (!pace_.MayAsk(now)) return ResourceExhausted("not again so soon");
+    if (pace_.AsksAnyway(now)) return any;
     // Those that have not failed it first.
     for (std::set<size_t> excluded : {tried_decode_, too_small_}) {
       for (;;) {
@@ -368,7 +357,7 @@ class Request {
   }
 
   Status Preempted() {
-    return Aborted("preempted before output token " + std::to_string(NextIndex()) +
+    return Aborted("preempted before output token " + std::to_string(output_.next_index()) +
                    ": others need its KV on the decode worker");
   }
 
@@ -424,33 +413,43 @@ class Request {
   /// clients.
   rpc::Task<Status> Follow() {
     Status status;
-    while (status.ok() && finish_ == FinishReason::kNone) {
+    while (status.ok() && !output_.finished()) {
       std::optional<FlowEvent> event = TryNext();
       if (!event) event = co_await queue_->PopUntil(deadline_);
       if (!event) co_return Expired("the next token");
       // All that is there goes out as one message, whatever comes behind it.
-      std::vector<int32_t> tokens;
       for (;;) {
-        status = co_await Take(*event, tokens);
-        if (!status.ok() || finish_ != FinishReason::kNone) break;
+        status = co_await Take(*event);
+        if (!status.ok() || output_.finished()) break;
         event = TryNext();
         if (!event) break;
       }
-      if (tokens.empty() || over_) continue;
-      if (!logprobs_.empty()) sink_->Logprobs(std::exchange(logprobs_, {}));
-      const bool there = co_await sink_->Tokens(std::move(tokens));
+      OutputOrder::Next next = output_.Take();
+      if (next.tokens.empty() || over_) continue;
+      const bool there = co_await Write(std::move(next));
       if (!there) co_return Gone();
       if (sink_->Complete()) {
-        finish_ = FinishReason::kStop;
+        output_.Stop();
         prefill_failed_ = false;
         co_return OkStatus();
       }
-      if (lease_) lease_->Acknowledge(NextIndex());
+      if (lease_) lease_->Acknowledge(output_.next_index());
     }
     co_return status;
   }
 
-  rpc::Task<Status> Take(FlowEvent& event, std::vector<int32_t>& tokens) {
+  /// False: the client is gone.
+  rpc::Task<bool> Write(OutputOrder::Next next) {
+    for (auto& [row, logits] : next.logits) {
+      const bool there = co_await sink_->Logits(row, std::move(logits));
+      if (!there) co_return false;
+    }
+    if (!next.logprobs.empty()) sink_->Logprobs(std::move(next.logprobs));
+    const bool there = co_await sink_->Tokens(std::move(next.tokens));
+    co_return there;
+  }
+
+  rpc::Task<Status> Take(FlowEvent& event) {
     switch (event.kind) {
       case Kind::kCancelled:
         co_return Gone();
@@ -461,11 +460,11 @@ class Request {
         // it is worth the wait, so that no round passes without one.
         DecodeRuns();
         preempted_ = true;
-        co_return FirstTokenMissing() ? OkStatus() : Preempted();
+        co_return output_.first_token_missing() ? OkStatus() : Preempted();
       case Kind::kPrefillFailed:
         if (event.attempt != attempt_) break;
         // A prefill worker that dies behind its commit has done its work.
-        if (decode_running_ && !FirstTokenMissing()) break;
+        if (decode_running_ && !output_.first_token_missing()) break;
         if (decode_running_) co_return LostFirstToken();
         prefill_failed_ = true;
         prefill_untaken_ = event.untaken;
@@ -485,25 +484,13 @@ class Request {
         if (event.attempt != attempt_) break;
         if (!cached_) cached_ = event.cached;
         context_->prefixes.Remember(std::exchange(prefix_, {}), holder_);
-        Status status = co_await Emit(event, tokens);
-        while (status.ok() && finish_ == FinishReason::kNone && !early_.empty()) {
-          FlowEvent next = std::move(early_.front());
-          early_.pop_front();
-          status = co_await Emit(next, tokens);
-        }
-        if (status.ok() && preempted_ && finish_ == FinishReason::kNone) status = Preempted();
+        Status status = output_.First(event);
+        if (status.ok() && preempted_ && !output_.finished()) status = Preempted();
         co_return status;
       }
-      case Kind::kToken: {
+      case Kind::kToken:
         DecodeRuns();
-        // It comes on another connection than the first token and may overtake it.
-        if (FirstTokenMissing() && event.index == NextIndex() + 1 + static_cast<int64_t>(early_.size())) {
-          early_.push_back(std::move(event));
-          break;
-        }
-        Status status = co_await Emit(event, tokens);
-        co_return status;
-      }
+        co_return output_.Token(event);
       case Kind::kCommitted:
         if (event.attempt == attempt_) DecodeRuns();
         break;
@@ -522,20 +509,10 @@ class Request {
 
   /// Those that the client has not got from an earlier attempt.
   rpc::Task<Status> EmitPromptLogprobs(FlowEvent& event) {
-    const int64_t first = std::max(event.first_row, next_prompt_logprob_);
-    const int64_t prompt = static_cast<int64_t>(state_.prompt.size());
-    const auto entries_here = static_cast<int64_t>(event.logprobs.size());
-    if (event.first_row < 1 || event.first_row > prompt || entries_here > prompt - event.first_row)
-      co_return Internal("log probabilities of " + std::to_string(entries_here) +
-                         " prompt tokens from token " + std::to_string(event.first_row) +
-                         " on came for a prompt of " + std::to_string(prompt));
-    if (event.first_row > next_prompt_logprob_)
-      co_return Internal("log probability of prompt token " + std::to_string(event.first_row) +
-                         " came before token " + std::to_string(next_prompt_logprob_));
-    const int64_t known = first - event.first_row;
-    if (known >= static_cast<int64_t>(event.logprobs.size())) co_return OkStatus();
-    std::vector<TokenLogprobs> entries(event.logprobs.begin() + known, event.logprobs.end());
-    next_prompt_logprob_ = first + static_cast<int64_t>(entries.size());
+    auto missing = output_.PromptLogprobs(event.first_row, std::move(event.logprobs));
+    CO_RETURN_IF_ERROR(missing.status());
+    auto& [first, entries] = *missing;
+    if (entries.empty()) co_return OkStatus();
     Status status = co_await WriteRows(sink_->PromptLogprobs(first, std::move(entries)));
     co_return status;
   }
@@ -563,33 +540,6 @@ class Request {
     return gave_back_ = true;
   }
 
-  rpc::Task<Status> Emit(FlowEvent& event, std::vector<int32_t>& tokens) {
-    // A later attempt samples tokens again that the client has; a token may never be skipped.
-    if (event.index < NextIndex()) co_return OkStatus();
-    if (event.index > NextIndex())
-      co_return Internal("output token " + std::to_string(event.index) + " came before token " +
-                         std::to_string(NextIndex()));
-    if (state_.params.sampling.logprobs != kNoLogprobs) {
-      if (event.logprobs.size() != 1)
-        co_return Internal("output token " + std::to_string(event.index) +
-                           " came without its log probability");
-      logprobs_.push_back(std::move(event.logprobs[0]));
-    }
-    tokens.push_back(event.token);
-    output_.push_back(event.token);
-    finish_ = event.finish;
-    // Nothing would come any more, or what nobody asked for.
-    if (finish_ == FinishReason::kNone && NextIndex() >= state_.params.max_tokens)
-      co_return Internal("output token " + std::to_string(event.index) + " is the last of " +
-                         std::to_string(state_.params.max_tokens) + ", but its worker goes on");
-    if (!event.logits.empty()) {
-      const int64_t row = static_cast<int64_t>(state_.prompt.size()) + event.index - 1;
-      const bool there = co_await sink_->Logits(row, std::move(event.logits));
-      if (!there) co_return Gone();
-    }
-    co_return OkStatus();
-  }
-
   FlowContext* context_;
   SequenceState state_;  // as this pair's workers were given it
   FlowSink* sink_;
@@ -599,8 +549,7 @@ class Request {
   const uint64_t generation_;
   std::shared_ptr<FlowQueue> queue_;
   RetryBudget pairs_;
-  std::deque<FlowEvent> kept_;   // taken from the queue before their turn
-  std::deque<FlowEvent> early_;  // the decode worker's tokens that overtook the first token
+  std::deque<FlowEvent> kept_;  // taken from the queue before their turn
   std::unique_ptr<DecodeCall> lease_;
   std::unique_ptr<PrefillCall> prefill_;
   WorkerPool<PrefillWorker>::Assignment filling_;
@@ -610,12 +559,9 @@ class Request {
   size_t decode_worker_ = 0;     // of this pair
   Status refusal_;               // RESOURCE_EXHAUSTED of a decode worker, or else OUT_OF_RANGE
   Status too_small_refusal_;     // OUT_OF_RANGE of one
-  std::vector<int32_t> output_;  // all tokens that the client has or gets next
-  std::vector<TokenLogprobs> logprobs_;  // of the tokens that go out next
-  int64_t next_prompt_logprob_ = 1;
+  OutputOrder output_;
   std::optional<int64_t> cached_;  // of the first prefill that chose a token
   uint32_t attempt_ = 0;
-  FinishReason finish_ = FinishReason::kNone;
   bool granted_ = false, started_ = false, decode_running_ = false, prefill_failed_ = false;
   bool prefill_untaken_ = false;  // the one that failed: no worker had begun it
   bool preempted_ = false;  // on this pair
@@ -623,9 +569,7 @@ class Request {
   bool cancelled_ = false;
   bool resumed_ = false;    // this pair continues what the client has seen accepted
   std::optional<ResumeLine::Place> place_;
-  Duration patience_, backoff_{};
-  TimePoint not_before_, asks_anyway_;  // in the line: the next question, and the next without a sign of room
-  int prefill_refusals_ = 0;
+  ResumePace pace_;  // in the line
   int experts_away_ = 0;  // prefill workers that waited for experts in vain, since a prefill went well
   bool over_ = false;  // nothing can help: the client is gone, the time is up, no worker is there
 };
