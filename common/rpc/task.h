@@ -8,9 +8,10 @@
 //  * No lambda with captures may be a coroutine: the frame outlives the lambda.
 //  * Parameters are values, or references to objects of the loop that outlive the task.
 //  * A coroutine that awaits in the condition of if, while, for or switch must have a local variable
-//  somewhere: one
-//    without any is laid out wrongly. `const bool ok = co_await Try(x); if (!ok) ...` always works. The
-//    promise below aborts when such a coroutine is called.
+//    somewhere: one without any is laid out wrongly. `const bool ok = co_await Try(x); if (!ok) ...` always
+//    works. The promise below aborts when such a coroutine is called.
+//  * A lambda with captures among the arguments of an awaited call is destroyed twice: name the function and
+//    the task first, then await the task.
 
 #include <coroutine>
 #include <cstddef>
