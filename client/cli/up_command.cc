@@ -5,11 +5,14 @@
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <thread>
 
 #include "client/cli/commands.h"
+#include "common/base/log.h"
 #include "common/base/standard_output.h"
 #include "common/process/child_process.h"
+#include "common/process/restart_pace.h"
 #include "common/process/run_role.h"
 #include "decode_worker/config.h"
 #include "expert_service/config.h"
@@ -21,7 +24,7 @@ namespace {
 
 constexpr Duration kStopGrace = std::chrono::seconds(12);
 constexpr Duration kAfterDrain = std::chrono::seconds(2);  // for a role to end when it has drained
-constexpr Duration kLookForStop = std::chrono::milliseconds(20);
+constexpr Duration kLookForStop = std::chrono::milliseconds(20), kLookForEnded = std::chrono::milliseconds(100);
 
 using Flags = std::map<std::string, std::string>;
 
@@ -37,7 +40,7 @@ struct Forwarded {
 struct Config {
   std::string model, mode = "exact", kernels = "auto";
   int prefill_workers = 1, decode_workers = 1, expert_shards = 2, grpc_port = 0, threads = 0;
-  bool debug_logits = false;
+  bool debug_logits = false, restart = true;
   Duration start_timeout = std::chrono::seconds(120);
   RoleFlags role;
   Forwarded<RouterConfig> router{"cachalot-router"};
@@ -48,7 +51,17 @@ struct Config {
 
 using Child = std::unique_ptr<ChildProcess>;
 
-/// Starts the roles in order of need, each wave at once, and stops them in reverse.
+struct Member {
+  std::string binary;
+  Flags flags;
+  Child child;
+  std::string address;
+  RestartPace pace;
+  TimePoint started;
+  std::optional<TimePoint> restart;  // it has ended
+};
+
+/// Starts the roles in order of need, each wave at once, starts again whoever ends, and stops them in reverse.
 class Cluster {
  public:
   Cluster(const Config& config, const RoleProcess& process)
@@ -68,7 +81,7 @@ class Cluster {
       for (int i = 0; i < config_.expert_shards; ++i) {
         Flags flags = WorkerFlags();
         flags["shard"] = std::to_string(i) + "/" + std::to_string(config_.expert_shards);
-        RETURN_IF_ERROR(Spawn(experts_, "cachalot-expert", flags, config_.expert.given));
+        RETURN_IF_ERROR(Add(experts_, "cachalot-expert", flags, config_.expert.given));
       }
       ASSIGN_OR_RETURN(experts, Ready(experts_));
     }
@@ -76,16 +89,16 @@ class Cluster {
     dense["experts"] = experts;
     if (config_.debug_logits) dense["debug-logits"] = "true";
     for (int i = 0; i < config_.prefill_workers; ++i)
-      RETURN_IF_ERROR(Spawn(prefill_, "cachalot-prefill", dense, config_.prefill.given));
+      RETURN_IF_ERROR(Add(prefill_, "cachalot-prefill", dense, config_.prefill.given));
     for (int i = 0; i < config_.decode_workers; ++i)
-      RETURN_IF_ERROR(Spawn(decode_, "cachalot-decode", dense, config_.decode.given));
+      RETURN_IF_ERROR(Add(decode_, "cachalot-decode", dense, config_.decode.given));
     Flags router = {{"listen", "127.0.0.1:" + std::to_string(config_.grpc_port)},
                     {"model", config_.model},
                     {"log-level", config_.role.log_level}};
     ASSIGN_OR_RETURN(router["prefill"], Ready(prefill_));
     ASSIGN_OR_RETURN(router["decode"], Ready(decode_));
     if (config_.debug_logits) router["debug-logits"] = "true";
-    RETURN_IF_ERROR(Spawn(router_, "cachalot-router", router, config_.router.given));
+    RETURN_IF_ERROR(Add(router_, "cachalot-router", router, config_.router.given));
     ASSIGN_OR_RETURN(address_, Ready(router_));
     return OkStatus();
   }
@@ -94,8 +107,17 @@ class Cluster {
   std::string Line() const {
     std::string pids;
     for (const auto* group : {&router_, &prefill_, &decode_, &experts_})
-      for (const Child& child : *group) pids += (pids.empty() ? "" : ",") + std::to_string(child->pid());
+      for (const Member& member : *group) pids += (pids.empty() ? "" : ",") + std::to_string(member.child->pid());
     return address_ + " " + pids;
+  }
+
+  /// A role that has ended starts again at its address, where the others look for it.
+  void Supervise(TimePoint now) {
+    for (auto* group : {&router_, &prefill_, &decode_, &experts_})
+      for (Member& member : *group) {
+        if (!member.restart && !member.child->Running()) Ended(member, now);
+        if (member.restart && now >= *member.restart) Restart(member, now);
+      }
   }
 
   void Stop() {
@@ -106,11 +128,34 @@ class Cluster {
   }
 
  private:
-  static void StopGroup(std::vector<Child>& group, Duration drain) {
-    for (Child& child : group) child->Signal(SIGTERM);
+  static void StopGroup(std::vector<Member>& group, Duration drain) {
+    for (Member& member : group) member.child->Signal(SIGTERM);
     const TimePoint end = std::chrono::steady_clock::now() + std::max(kStopGrace, drain + kAfterDrain);
-    for (Child& child : group)
-      if (!child->Wait(end).ok()) child->Kill();
+    for (Member& member : group)
+      if (!member.child->Wait(end).ok()) member.child->Kill();
+  }
+
+  static void Ended(Member& member, TimePoint now) {
+    const StatusOr<ChildExit> exit = member.child->Wait(now);
+    const Duration pause = member.pace.Ended(now - member.started);
+    LogWarning(member.binary + " at " + member.address + " (pid " + std::to_string(member.child->pid()) + ") " +
+               (exit.ok() ? exit->ToString() : StatusMessage(exit.status())) + ": it starts again in " +
+               std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(pause).count()) + " ms");
+    member.restart = now + pause;
+  }
+
+  void Restart(Member& member, TimePoint now) {
+    member.restart.reset();
+    member.started = now;
+    member.flags["listen"] = member.address;
+    StatusOr<Child> child = Spawn(member.binary, member.flags);
+    if (!child.ok()) {
+      LogError(StatusMessage(child.status()));
+      member.restart = now + member.pace.Ended(Duration::zero());
+      return;
+    }
+    member.child = std::move(*child);
+    LogInfo(member.binary + " starts again at " + member.address + " as pid " + std::to_string(member.child->pid()));
   }
 
   Flags WorkerFlags() const {
@@ -122,24 +167,31 @@ class Cluster {
             {"log-level", config_.role.log_level}};
   }
 
-  /// `given` by the user wins.
-  Status Spawn(std::vector<Child>& group, const std::string& binary, const Flags& flags, const Flags& given) {
-    Flags all = given;
-    all.insert(flags.begin(), flags.end());
+  StatusOr<Child> Spawn(const std::string& binary, const Flags& flags) const {
     std::vector<std::string> argv = {(folder_ / binary).string()};
-    for (const auto& [name, value] : all) argv.push_back("--" + name + "=" + value);
+    for (const auto& [name, value] : flags) argv.push_back("--" + name + "=" + value);
     argv.push_back("--die-with-parent");
-    ASSIGN_OR_RETURN(Child child, ChildProcess::Spawn({.argv = argv}));
-    group.push_back(std::move(child));
+    return ChildProcess::Spawn({.argv = argv});
+  }
+
+  /// `given` by the user wins.
+  Status Add(std::vector<Member>& group, const std::string& binary, const Flags& flags, const Flags& given) {
+    Member member;
+    member.binary = binary;
+    member.flags = given;
+    member.flags.insert(flags.begin(), flags.end());
+    ASSIGN_OR_RETURN(member.child, Spawn(binary, member.flags));
+    member.started = std::chrono::steady_clock::now();
+    group.push_back(std::move(member));
     return OkStatus();
   }
 
   /// The addresses of a group, comma-separated, once all serve.
-  StatusOr<std::string> Ready(const std::vector<Child>& group) {
+  StatusOr<std::string> Ready(std::vector<Member>& group) {
     std::string addresses;
-    for (const Child& child : group) {
-      ASSIGN_OR_RETURN(const std::string address, ReadyOrStopped(*child));
-      addresses += (addresses.empty() ? "" : ",") + address;
+    for (Member& member : group) {
+      ASSIGN_OR_RETURN(member.address, ReadyOrStopped(*member.child));
+      addresses += (addresses.empty() ? "" : ",") + member.address;
     }
     return addresses;
   }
@@ -158,7 +210,7 @@ class Cluster {
   const std::filesystem::path folder_;
   const TimePoint deadline_;
   int threads_ = 1;
-  std::vector<Child> experts_, prefill_, decode_, router_;
+  std::vector<Member> experts_, prefill_, decode_, router_;
   std::string address_;
 };
 
@@ -167,7 +219,9 @@ Status Up(RoleProcess& process, const Config& config) {
   Status status = cluster.Start();
   if (status.ok()) {
     status = WriteStdout("ready " + cluster.Line() + "\n");
-    if (status.ok()) process.WaitForStop();
+    if (status.ok() && !config.restart) process.WaitForStop();
+    while (status.ok() && !process.WaitForStop(std::chrono::steady_clock::now() + kLookForEnded))
+      cluster.Supervise(std::chrono::steady_clock::now());
   }
   cluster.Stop();
   return process.stopping() ? OkStatus() : status;
@@ -219,7 +273,7 @@ int UpCommand(const std::vector<std::string>& words) {
   Config config;
   ConfigSchema schema("cachalot up",
                       "Starts router, prefill, decode and expert processes on loopback. Prints one line, ready HOST:PORT "
-                      "PID,PID,... (router, prefill, decode, experts), when the router serves. Stops all on SIGINT or SIGTERM.");
+                      "PID,PID,... (router, prefill, decode, experts), when the router serves. Starts again what ends. Stops all on SIGINT or SIGTERM.");
   schema.Add("model", &config.model, "checkpoint directory", NotEmpty());
   schema.Require("model");
   schema.Add("prefill", &config.prefill_workers, "prefill workers", Range(1, 64));
@@ -238,6 +292,7 @@ int UpCommand(const std::vector<std::string>& words) {
              Range(0, 256));
   schema.Add("debug-logits", &config.debug_logits, "serve the Debug service through all roles");
   schema.AddMilliseconds("start-timeout-ms", &config.start_timeout, "until everything must serve");
+  schema.Add("restart", &config.restart, "start a role again that ends, at its address");
   AddFlags(schema, &config.role);
   ForwardFlags(schema, &config);
   return RunRole(process, schema, config.role, words, [&] { return Up(process, config); });

@@ -1,4 +1,4 @@
-// `cachalot up`: flags for its roles, and a stop before they are ready.
+// `cachalot up`: flags for its roles, a stop before they are ready, and roles that end.
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -9,6 +9,7 @@
 #include <csignal>
 #include <sstream>
 
+#include "tests/integration/cluster_fixture.h"
 #include "tests/support/broken_checkpoint.h"
 #include "tests/support/patience.h"
 #include "tests/support/programs.h"
@@ -20,17 +21,25 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
+constexpr int kUnavailable = 14;
+
 Words Up(const Words& more) {
   Words argv = {"cachalot", "up", "--model", TinyCheckpoint(), "--expert-shards", "1"};
   argv.insert(argv.end(), more.begin(), more.end());
   return argv;
 }
 
-/// Command lines of the processes that the ready line names, in its order.
+/// The processes that the ready line names, in its order.
+Words Pids(const std::string& ready) {
+  Words pids;
+  std::istringstream words(ready.substr(ready.rfind(' ') + 1));
+  for (std::string pid; std::getline(words, pid, ',');) pids.push_back(pid);
+  return pids;
+}
+
 Words CommandLines(const std::string& ready) {
   Words lines;
-  std::istringstream pids(ready.substr(ready.rfind(' ') + 1));
-  for (std::string pid; std::getline(pids, pid, ',');) {
+  for (const std::string& pid : Pids(ready)) {
     std::string line = ReadText("/proc/" + pid + "/cmdline");
     std::replace(line.begin(), line.end(), '\0', ' ');
     lines.push_back(line);
@@ -111,6 +120,47 @@ TEST(Up, AStopWhileItStartsReachesItsRoles) {
   EXPECT_EQ(ended.exit.ToString(), ChildExit{}.ToString()) << ended.err;
   EXPECT_EQ(ended.out, "");
   EXPECT_THAT(RunningWith(model), IsEmpty());
+}
+
+TEST(Up, StartsAgainWhatEnds) {
+  const client::GenerateRequest request = IdsRequest({5, 6, 7}, 32, 0.f, 1);
+  Programs programs;
+  const auto up = programs.Start(Up({}));
+  const auto line = up->ReadLine(std::chrono::steady_clock::now() + kPatience);
+  ASSERT_TRUE(line.ok()) << line.status() << ReadText(programs.log());
+  const Words pids = Pids(*line);
+  ASSERT_EQ(pids.size(), 4u) << *line;
+  const std::string address = line->substr(6, line->rfind(' ') - 6);
+  client::Client client(address);
+  const Output want = Ask(client, request);
+  ASSERT_TRUE(want.status.ok()) << want.status.message;
+
+  const char* binaries[] = {"cachalot-router", "cachalot-prefill", "cachalot-decode", "cachalot-expert"};
+  for (int i = 3; i >= 0; --i) {
+    SCOPED_TRACE(binaries[i]);
+    ASSERT_EQ(kill(std::stoi(pids[i]), SIGKILL), 0);
+    ASSERT_TRUE(programs.WaitLogged(*up, std::string(binaries[i]) + " starts again at ")) << ReadText(programs.log());
+    const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+    Output output = Ask(client, request);
+    while (output.status.code == kUnavailable && std::chrono::steady_clock::now() < end)  // not yet
+      output = Ask(client, request);
+    EXPECT_TRUE(output.status.ok()) << output.status.message;
+    EXPECT_EQ(output.ids, want.ids);
+  }
+  up->Signal(SIGTERM);
+  EXPECT_EQ(programs.End(*up).exit.ToString(), ChildExit{}.ToString());
+  EXPECT_THAT(RunningWith(address), IsEmpty());
+}
+
+TEST(Up, LeavesWhatEndsWhereItIsWithoutRestart) {
+  Programs programs;
+  const auto up = programs.Start(Up({"--no-restart"}));
+  const auto line = up->ReadLine(std::chrono::steady_clock::now() + kPatience);
+  ASSERT_TRUE(line.ok()) << line.status() << ReadText(programs.log());
+  ASSERT_EQ(kill(std::stoi(Pids(*line).back()), SIGKILL), 0);
+  up->Signal(SIGTERM);
+  EXPECT_EQ(programs.End(*up).exit.ToString(), ChildExit{}.ToString());
+  EXPECT_THAT(ReadText(programs.log()), Not(HasSubstr("again")));
 }
 
 }  // namespace
