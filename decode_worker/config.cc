@@ -16,9 +16,11 @@ void AddFlags(ConfigSchema& schema, DecodeConfig* config) {
   schema.Add("window", &server.decode.window, "tokens of a sequence that may be on their way to its reader",
              Range<int64_t>(32, 1 << 20));
   schema.AddMilliseconds("session-grace-ms", &server.leases.session_grace,
-                         "how long leases outlive the Session of their router");
+                         "how long leases outlive the Session of their router", AtLeastMilliseconds(1));
+  // Routers send a heartbeat every 500 ms: below two of them every quiet Session would break.
   schema.AddMilliseconds("heartbeat-timeout-ms", &server.leases.heartbeat_timeout,
-                         "how long a router may be silent before its Session counts as broken");
+                         "how long a router may be silent before its Session counts as broken",
+                         AtLeastMilliseconds(1000));
   schema.AddMilliseconds("expert-outage-grace-ms", &server.decode.expert_outage_grace,
                          "how long sequences wait for experts that do not answer");
 }

@@ -19,7 +19,14 @@ void AddFlags(ConfigSchema& schema, RouterConfig* config) {
   schema.Add("listen", &config->listen, "host:port of the API; port 0 takes a free one", ListenForm());
   schema.Add("metrics-listen", &config->metrics_listen, "host:port of the Prometheus endpoint; empty: none",
              OrEmpty(HostPortForm()));
-  const Validator<std::vector<std::string>> seeds = [](const auto& texts) { return ParseSeeds(texts).status(); };
+  const Validator<std::vector<std::string>> seeds = [](const auto& texts) -> Status {
+    ASSIGN_OR_RETURN(const std::vector<Seed> seeds, ParseSeeds(texts));
+    // Two members at one address would be one process whose load counts half, and its own other pair.
+    for (size_t i = 0; i < seeds.size(); ++i)
+      for (size_t j = 0; j < i; ++j)
+        if (seeds[i].text == seeds[j].text) return InvalidArgument("\"" + seeds[i].text + "\" is given twice");
+    return OkStatus();
+  };
   schema.Add("prefill", &config->prefill,
              "prefill workers: host:port, or dns:NAME:PORT for every address of a name; several with commas", seeds);
   schema.Add("decode", &config->decode, "decode workers, in the same way", seeds);
@@ -29,7 +36,7 @@ void AddFlags(ConfigSchema& schema, RouterConfig* config) {
              [](const std::string& servers) { return AresResolver::Make({.servers = servers}).status(); });
   schema.AddMilliseconds("dns-interval-ms", &config->dns_interval, "between two questions for a name",
                          AtLeastMilliseconds(10));
-  schema.Add("model", &config->model, "checkpoint directory for config and tokenizer; empty: ask a worker");
+  schema.Add("model", &config->model, "checkpoint directory for config and tokenizer, the same as the workers'; empty: ask a worker");
   schema.Add("debug-logits", &config->debug_logits, "serve the Debug service");
   schema.AddMilliseconds("drain-ms", &config->drain, "how long running requests may go on after SIGTERM");
   AddFlags(schema, &config->flow);

@@ -37,6 +37,19 @@ StatusOr<int> LogprobsOf(const char* field, int count) {
 
 }  // namespace
 
+Status CheckOwnFiles(const v1::GetModelAssetsResponse& own, const v1::GetModelAssetsResponse& workers) {
+  const auto differs = [&](const char* file) {
+    return FailedPrecondition(own.model() + "/" + file + " is not the " + file +
+                              " of the workers' model: give their directory as --model, or none");
+  };
+  ASSIGN_OR_RETURN(const ModelConfig ours, ModelConfig::Parse(own.config_json(), own.model() + "/config.json"));
+  ASSIGN_OR_RETURN(const ModelConfig theirs, ModelConfig::Parse(workers.config_json(), "the workers' config.json"));
+  if (ours.Canonical() != theirs.Canonical()) return differs("config.json");
+  const bool both = !workers.tokenizer_json().empty();
+  if (both && own.tokenizer_json() != workers.tokenizer_json()) return differs("tokenizer.json");
+  return OkStatus();
+}
+
 StatusOr<std::unique_ptr<Frontend>> Frontend::Make(const v1::GetModelAssetsResponse& assets,
                                                    const std::string& mode, const std::string& compat) {
   ASSIGN_OR_RETURN(const ModelConfig config,

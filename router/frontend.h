@@ -28,6 +28,10 @@ struct PromptText {
   size_t Bytes() const;
 };
 
+/// FAILED_PRECONDITION when the files in a router's own directory are of another model than its workers': ids, limits
+/// and ends of outputs would be wrong without a word. `own` may have a tokenizer where the workers have none.
+Status CheckOwnFiles(const v1::GetModelAssetsResponse& own, const v1::GetModelAssetsResponse& workers);
+
 class Frontend {
  public:
   /// `mode`: the workers' numeric mode, for GetModelInfo. `compat`: what outputs depend on beside the request,

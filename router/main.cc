@@ -1,6 +1,7 @@
 // cachalot-router: the public gRPC API in front of prefill and decode workers.
 
 #include <atomic>
+#include <optional>
 #include <stop_token>
 
 #include "common/base/address.h"
@@ -68,9 +69,9 @@ class Router {
   /// Waits for one usable worker of each kind and for the model's files; says what is missing meanwhile.
   Status AwaitWorkers(RoleProcess& process) {
     model_changed_ = false;
-    StatusOr<v1::GetModelAssetsResponse> assets = NotFound("no worker asked yet");
+    std::optional<v1::GetModelAssetsResponse> own;
     if (!config_.model.empty()) {
-      ASSIGN_OR_RETURN(assets, ReadModelAssets(config_.model));
+      ASSIGN_OR_RETURN(own, ReadModelAssets(config_.model));
     }
     for (TimePoint said = std::chrono::steady_clock::now();;) {
       auto missing = rpc::BlockOn(loop_, Missing(this, kSayWhatIsMissing), std::chrono::seconds(10),
@@ -80,8 +81,9 @@ class Router {
       if (missing->empty()) {
         ASSIGN_OR_RETURN(const Model model, rpc::BlockOn(loop_, ModelOf(this), std::chrono::seconds(10),
                                                          "looking at the workers"));
-        if (!assets.ok()) assets = FetchAssets(model);
-        if (assets.ok()) return Serve(*assets, model);
+        const StatusOr<v1::GetModelAssetsResponse> assets = FetchAssets(model);
+        if (assets.ok() && own) RETURN_IF_ERROR(CheckOwnFiles(*own, *assets));
+        if (assets.ok()) return Serve(own ? *own : *assets, model);
         *missing = "the model's files: " + StatusMessage(assets.status());
         // Workers that are there but refuse must not be asked in a frenzy.
         if (process.WaitForStop(std::chrono::steady_clock::now() + kLook)) return OkStatus();

@@ -93,7 +93,6 @@ class Cluster {
     for (int i = 0; i < config_.decode_workers; ++i)
       RETURN_IF_ERROR(Add(decode_, "cachalot-decode", dense, config_.decode.given));
     Flags router = {{"listen", "127.0.0.1:" + std::to_string(config_.grpc_port)},
-                    {"model", config_.model},
                     {"log-level", config_.role.log_level}};
     ASSIGN_OR_RETURN(router["prefill"], Ready(prefill_));
     ASSIGN_OR_RETURN(router["decode"], Ready(decode_));

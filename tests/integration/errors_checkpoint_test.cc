@@ -78,7 +78,13 @@ const BrokenCase kBroken[] = {
     {"config of fewer experts",
      kUsage,
      [](auto& c) { c.Config("n_routed_experts", 8); },
-     {"tensor '", "wanted"}},
+     {"ffn.gate.weight': wanted shape [8, 64], got [16, 64] BF16"}},
+    {"an indexer in a layer that has none",
+     kUsage,
+     [](auto& c) {
+       c.Tensors([](auto& t) { t["layers.5.attn.indexer.wq_b.weight"] = {"F32", {1}, std::string(4, '\0')}; });
+     },
+     {"tensor 'layers.5.attn.indexer.wq_b.weight': wanted no indexer in a layer of ratio 128 of the config, got one"}},
     {"unknown model_type",
      kUsage,
      [](auto& c) { c.Config("model_type", "deepseek_v3"); },
@@ -141,6 +147,17 @@ TEST(Checkpoint, BrokenUnderUpTakesEveryProcessAlong) {
   checkpoint.Config("model_type", "deepseek_v3");
   ExpectFails({"cachalot", "up", "--model", checkpoint.path()}, kFailed,
               {"model_type", "cachalot-expert exited with code 2 before it was ready"});
+  EXPECT_THAT(RunningWith(checkpoint.path()), IsEmpty());
+}
+
+TEST(Checkpoint, ATokenizerThatCannotBeReadIsNamed) {
+  BrokenCheckpoint checkpoint;
+  WriteText(checkpoint / "tokenizer.json", "{\"model\": ");
+  const Words says = {"tokenizer.json: is not a readable tokenizer.json"};
+  ExpectFails(Generate(checkpoint.path()), kUsage, says);
+  ExpectFails({"cachalot", "serve", "--model", checkpoint.path(), "--listen", "127.0.0.1:0"}, kUsage, says);
+  ExpectFails({"cachalot", "up", "--model", checkpoint.path(), "--expert-shards", "0"}, kFailed,
+              {says[0], "cachalot-router exited with code 2 before it was ready"});
   EXPECT_THAT(RunningWith(checkpoint.path()), IsEmpty());
 }
 

@@ -132,6 +132,19 @@ TEST(Peer, ARouterUsesNoWorkersThatDiffer) {
   EXPECT_THAT(ended.out, Not(HasSubstr("ready")));
 }
 
+TEST(Peer, ARouterRefusesFilesOfAnotherModel) {
+  const std::string tiny = TinyCheckpoint();
+  const Server decode(Worker("cachalot-decode", tiny, {"--experts", "local"}));
+  const Server prefill(Worker("cachalot-prefill", tiny, {"--experts", "local"}));
+  const Words router = {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", prefill.address, "--decode",
+                        decode.address, "--die-with-parent", "--model"};
+  Words wrong = router, right = router;
+  wrong.push_back(DemoDirectory());
+  right.push_back(tiny);
+  ExpectFails(wrong, kFailed, {"/config.json is not the config.json of the workers' model", "--model, or none"});
+  const Server ready(right);
+}
+
 TEST(Peer, ARouterNamesBothRolesOfAWrongAddress) {
   const Server decode(Worker("cachalot-decode", TinyCheckpoint(), {"--experts", "local"}));
   Programs programs;

@@ -21,6 +21,8 @@ TEST(Stdout, AFullDiskIsAnError) {
   const std::string tiny = TinyCheckpoint();
   const Programs folder;
   WriteText(folder / "turns", "Genesis 1:1\n");
+  const auto cluster = MustStart({.model = tiny, .expert_shards = 0});
+  ASSERT_TRUE(cluster);
   const Words lines[] = {
       {"cachalot", "--version"},
       {"cachalot", "--help"},
@@ -37,6 +39,9 @@ TEST(Stdout, AFullDiskIsAnError) {
       {"cachalot", "up", "--model", tiny},
       Worker("cachalot-expert", tiny, {"--shard", "0/1"}),
       Worker("cachalot-decode", tiny, {"--experts", "local"}),
+      Worker("cachalot-prefill", tiny, {"--experts", "local"}),
+      {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", cluster->prefill(0).address, "--decode",
+       cluster->decode(0).address},
   };
   for (const Words& argv : lines) {
     SCOPED_TRACE(argv[0] + " " + argv[1]);

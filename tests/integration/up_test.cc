@@ -154,13 +154,14 @@ TEST(Up, StartsAgainWhatEnds) {
 
 TEST(Up, LeavesWhatEndsWhereItIsWithoutRestart) {
   Programs programs;
-  const auto up = programs.Start(Up({"--no-restart"}));
+  const auto up = programs.Start(Up({"--no-restart", "--router-placement-wait-ms", "3000"}));
   const auto line = up->ReadLine(std::chrono::steady_clock::now() + kPatience);
   ASSERT_TRUE(line.ok()) << line.status() << ReadText(programs.log());
-  ASSERT_EQ(kill(std::stoi(Pids(*line).back()), SIGKILL), 0);
+  ASSERT_EQ(kill(std::stoi(Pids(*line)[2]), SIGKILL), 0);
+  client::Client client(line->substr(6, line->rfind(' ') - 6));
+  EXPECT_EQ(Ask(client, IdsRequest({5, 6, 7}, 32, 0.f, 1)).status.code, kUnavailable) << "there is a decode worker";
   up->Signal(SIGTERM);
   EXPECT_EQ(programs.End(*up).exit.ToString(), ChildExit{}.ToString());
-  EXPECT_THAT(ReadText(programs.log()), Not(HasSubstr("again")));
 }
 
 }  // namespace
