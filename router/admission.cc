@@ -1,5 +1,7 @@
 #include "router/admission.h"
 
+#include <algorithm>
+
 namespace cachalot {
 namespace {
 
@@ -11,10 +13,25 @@ Status CheckIds(const char* field, const std::vector<int32_t>& ids, int vocab_si
   return OkStatus();
 }
 
+/// What goes to every worker and into every line of the log, or is searched for every token.
+Status CheckSizes(const SequenceState& state) {
+  if (state.request_id.size() > kMaxRequestIdBytes)
+    return InvalidArgument("request_id has " + std::to_string(state.request_id.size()) + " bytes, wanted at most " +
+                           std::to_string(kMaxRequestIdBytes));
+  const auto unprintable = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
+  if (std::any_of(state.request_id.begin(), state.request_id.end(), unprintable))
+    return InvalidArgument("request_id: wanted no control characters");
+  if (state.params.stop_token_ids.size() > kMaxStopTokenIds)
+    return InvalidArgument("stop_token_ids has " + std::to_string(state.params.stop_token_ids.size()) +
+                           " ids, wanted at most " + std::to_string(kMaxStopTokenIds));
+  return OkStatus();
+}
+
 }  // namespace
 
 Status Admit(const SequenceState& state, const ModelLimits& limits) {
   if (state.prompt.empty()) return InvalidArgument("the prompt has no tokens");
+  RETURN_IF_ERROR(CheckSizes(state));
   RETURN_IF_ERROR(CheckIds("token_ids", state.prompt, limits.vocab_size));
   RETURN_IF_ERROR(CheckIds("resume_tokens", state.emitted, limits.vocab_size));
   RETURN_IF_ERROR(CheckIds("stop_token_ids", state.params.stop_token_ids, limits.vocab_size));

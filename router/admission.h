@@ -10,6 +10,8 @@ struct ModelLimits {
   int64_t max_context_tokens = 0;
 };
 
+inline constexpr size_t kMaxRequestIdBytes = 256, kMaxStopTokenIds = 1024;
+
 /// INVALID_ARGUMENT names the field, what was given and what is accepted; OUT_OF_RANGE, for prompt and output
 /// that exceed the context, both numbers.
 Status Admit(const SequenceState& state, const ModelLimits& limits);

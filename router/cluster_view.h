@@ -3,6 +3,7 @@
 // compute different bits. The first worker that answers sets it; the others are measured against it. When no
 // worker is left that has it, the next one that answers sets a new one: a rolling upgrade to other weights.
 
+#include <algorithm>
 #include <functional>
 #include <optional>
 #include <set>
@@ -10,6 +11,7 @@
 
 #include "common/base/log.h"
 #include "common/cluster/compat.h"
+#include "router/worker_api.h"
 
 namespace cachalot {
 
@@ -59,6 +61,24 @@ inline std::string OutputIdentity(const v1::Compat& compat) {
 /// UNAVAILABLE while a worker that answers takes no new work: requests that would be refused are not sent to it.
 inline Status ServingBy(const v1::Load& load) {
   return load.not_serving().empty() ? OkStatus() : Unavailable(load.not_serving());
+}
+
+/// A worker's figures, held in bounds in which sums of them stay numbers.
+inline WorkerLoad LoadOf(const v1::Load& load) {
+  const auto figure = [](int64_t said) { return std::clamp<int64_t>(said, 0, int64_t{1} << 40); };
+  WorkerLoad of;
+  of.running = figure(load.running_sequences());
+  of.waiting_tokens = figure(load.waiting_tokens());
+  of.free_kv_tokens = figure(load.free_kv_tokens());
+  of.leases = figure(load.leases());
+  of.kv_wanted = load.kv_wanted();
+  return of;
+}
+
+/// INVALID_ARGUMENT for a request that cannot be sent to a worker.
+inline Status TooLarge(size_t bytes, size_t at_most) {
+  return InvalidArgument("the request has " + std::to_string(bytes) + " bytes, a worker takes at most " +
+                         std::to_string(at_most));
 }
 
 /// FAILED_PRECONDITION names both roles.

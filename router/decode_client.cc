@@ -245,6 +245,12 @@ std::unique_ptr<DecodeCall> DecodeClient::Open(const SequenceState& state, std::
   v1::SessionRequest request;
   request.mutable_open()->set_handle(handle);
   *request.mutable_open()->mutable_state() = ToProto(state);
+  // gRPC would end the whole Session over it, and all requests there.
+  if (request.ByteSizeLong() > kSessionMessageBytes) {
+    calls_.erase(handle);
+    call->Failed(TooLarge(request.ByteSizeLong(), kSessionMessageBytes));
+    return call;
+  }
   Send(std::move(request));
   return call;
 }
@@ -255,11 +261,9 @@ DecodeClient::Call* DecodeClient::Find(uint64_t handle) {
 }
 
 void DecodeClient::Heard(const v1::Load& load) {
-  load_.running = load.running_sequences();
-  load_.waiting_tokens = load.waiting_tokens();
-  load_.free_kv_tokens = load.free_kv_tokens();
-  load_.leases = load.leases();
-  load_.kv_wanted = load.kv_wanted();
+  const int64_t reserve_ahead = load_.reserve_ahead;
+  load_ = LoadOf(load);
+  load_.reserve_ahead = reserve_ahead;
   const Status serving = Annotate(ServingBy(load), "decode worker " + address_);
   if (StatusMessage(serving) == StatusMessage(serving_)) return;
   serving_ = serving;

@@ -48,6 +48,7 @@ class DecodeClient final : public DecodeWorker, public MemberClient {
 
   const std::string& name() const override { return address_; }
   Status health() const override { return health_.ok() ? serving_ : health_; }
+  Status connection() const override { return health_; }
   WorkerLoad load() const override { return load_; }
   std::unique_ptr<DecodeCall> Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) override;
 

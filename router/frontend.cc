@@ -93,6 +93,12 @@ StatusOr<std::vector<int32_t>> Frontend::Encode(const PromptText& text) const {
   return text.chat ? EncodeChat(*tokenizer_, text.messages) : tokenizer_->Encode(text.text, false);
 }
 
+Status Frontend::CheckMessages(const v1::Chat& chat) const {
+  if (chat.messages_size() <= limits_.max_context_tokens) return OkStatus();
+  return OutOfRange("the chat has " + std::to_string(chat.messages_size()) + " messages: more than the context of " +
+                    std::to_string(limits_.max_context_tokens) + " tokens; send fewer");
+}
+
 Status Frontend::CheckLength(const PromptText& text) const {
   if (longest_token_ == 0) return OkStatus();
   const auto least = static_cast<int64_t>((text.Bytes() + longest_token_ - 1) / longest_token_);

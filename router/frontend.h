@@ -26,6 +26,8 @@ struct PromptText {
   static PromptText Of(const std::string& text) { return {text, {}, false}; }
   static PromptText Of(const v1::Chat& chat);
   size_t Bytes() const;
+  /// Bytes to go through when it is tokenized: a message has work of its own, be it empty.
+  size_t Work() const { return Bytes() + 64 * messages.size(); }
 };
 
 /// FAILED_PRECONDITION when the files in a router's own directory are of another model than its workers': ids, limits
@@ -47,6 +49,8 @@ class Frontend {
 
   /// Any thread. FAILED_PRECONDITION when text meets a model without a tokenizer.
   StatusOr<std::vector<int32_t>> Encode(const PromptText& text) const;
+  /// OUT_OF_RANGE for a chat of more messages than the context has tokens.
+  Status CheckMessages(const v1::Chat& chat) const;
   /// OUT_OF_RANGE for text that must have more tokens than the context, however well it is tokenized.
   Status CheckLength(const PromptText& text) const;
 

@@ -112,6 +112,7 @@ rpc::Task<Status> GenerationService::Generate(rpc::ServerCall& call, const v1::G
   const TimePoint start = loop_->Now();
   std::vector<int32_t> prompt;
   if (request.has_text() || request.has_chat()) {
+    CO_RETURN_IF_ERROR(frontend->CheckMessages(request.chat()));
     PromptText text = request.has_chat() ? PromptText::Of(request.chat()) : PromptText::Of(request.text());
     CO_RETURN_IF_ERROR(frontend->CheckLength(text));
     rpc::Task<StatusOr<std::vector<int32_t>>> encoding = Encode(frontend, std::move(text), &call.scope());
@@ -198,7 +199,7 @@ void GenerationService::Count(const std::string& request_id, const Status& statu
 /// A long text takes seconds, and meanwhile the loop has heartbeats to send.
 rpc::Task<StatusOr<std::vector<int32_t>>> GenerationService::Encode(std::shared_ptr<const Frontend> frontend,
                                                                     PromptText text, rpc::CancelScope* scope) {
-  if (text.Bytes() < kLongText) co_return frontend->Encode(text);
+  if (text.Work() < kLongText) co_return frontend->Encode(text);
   long_texts_.Add();
   const auto input = std::make_shared<const PromptText>(std::move(text));
   const auto ids = std::make_shared<StatusOr<std::vector<int32_t>>>(Internal("not tokenized"));
@@ -214,6 +215,7 @@ rpc::Task<Status> GenerationService::Tokenize(rpc::ServerCall& call, const v1::T
   CO_RETURN_IF_ERROR(Ready());
   if (request.input_case() == v1::TokenizeRequest::INPUT_NOT_SET)
     co_return InvalidArgument("no input: wanted text or chat");
+  CO_RETURN_IF_ERROR(frontend_->CheckMessages(request.chat()));
   PromptText text = request.has_chat() ? PromptText::Of(request.chat()) : PromptText::Of(request.text());
   rpc::Task<StatusOr<std::vector<int32_t>>> encoding = Encode(frontend_, std::move(text), &call.scope());
   auto ids = co_await std::move(encoding);

@@ -24,7 +24,7 @@ namespace {
 constexpr int kPublicMessageBytes = 16 << 20;
 constexpr Duration kLook = std::chrono::milliseconds(20);
 constexpr Duration kSayWhatIsMissing = std::chrono::seconds(2);
-constexpr Duration kLookForAnotherModel = std::chrono::milliseconds(100);
+constexpr Duration kLookForAnotherModel = std::chrono::milliseconds(100), kTryAgain = std::chrono::seconds(1);
 
 /// Everything that lives on the router's loop.
 class Router {
@@ -203,13 +203,20 @@ class Router {
   std::atomic<bool> model_changed_ = false;
 };
 
-/// Until a stop is asked for; the model of the workers may change meanwhile.
+/// Until a stop is asked for; the model of the workers may change meanwhile. One that cannot be served is tried again:
+/// its files may be on their way.
 void WaitForStop(RoleProcess& process, Router& router) {
+  TimePoint again = TimePoint::max();
+  Status served;
   while (!process.WaitForStop(std::chrono::steady_clock::now() + kLookForAnotherModel)) {
-    if (!router.model_changed()) continue;
-    LogInfo("the workers have changed to another model");
+    const bool changed = router.model_changed();
+    if (!changed && std::chrono::steady_clock::now() < again) continue;
+    if (changed) LogInfo("the workers have changed to another model");
     const Status status = router.AwaitWorkers(process);
-    if (!status.ok()) LogError("the new model cannot be served: " + StatusMessage(status));
+    if (!status.ok() && StatusMessage(status) != StatusMessage(served))
+      LogError("the new model cannot be served: " + StatusMessage(status) + "; trying again");
+    served = status;
+    again = served.ok() ? TimePoint::max() : std::chrono::steady_clock::now() + kTryAgain;
   }
 }
 

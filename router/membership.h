@@ -102,7 +102,8 @@ class Membership {
       const bool usable = member.worker->health().ok();
       lost |= member.was_usable && !usable;
       member.was_usable = usable;
-      states.push_back({member.address, member.listed, member.draining, pool_->Busy(member.id), usable});
+      states.push_back({member.address, member.listed, member.draining, pool_->Busy(member.id),
+                        member.client->connection().ok()});
     }
     MemberPlan plan = PlanMembers(states, names_.Addresses());
     for (const size_t i : plan.drain) Drain(members_[i]);

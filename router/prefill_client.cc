@@ -141,6 +141,7 @@ rpc::Task<void> PrefillClient::Run() {
     if (stopped_) break;
     if (status.ok()) status = CheckRole(v1::ROLE_PREFILL, description->role());
     if (status.ok()) status = Admit(*description);
+    connection_ = status;
     if (status.ok()) status = ServingBy(description->load());
     if (status.ok() && !health_.ok()) LogInfo("prefill worker " + address_ + " is ready");
     const bool unfit = status.code() == StatusCode::kFailedPrecondition &&
@@ -148,8 +149,7 @@ rpc::Task<void> PrefillClient::Run() {
     if (unfit || (!status.ok() && health_.ok())) LogWarning("prefill worker " + address_ + ": " + StatusMessage(status));
     health_ = status;
     if (status.ok())
-      load_ = {description->load().running_sequences(), description->load().waiting_tokens(),
-               description->load().free_kv_tokens()};
+      load_ = LoadOf(description->load());
     if (status.code() == StatusCode::kDeadlineExceeded) NewChannel();
     // A worker that is away is looked at more often, so that it is used soon after it comes back; one that
     // failed a call at once, since it may only have passed on that the decode worker is away.
@@ -157,7 +157,7 @@ rpc::Task<void> PrefillClient::Run() {
     co_await look_.WaitFor(pause);
     look_.Reset();
   }
-  health_ = Unavailable("it has left");
+  health_ = connection_ = Unavailable("it has left");
   cluster_->Leave(this);
   co_await calls_.JoinAll();
 }
@@ -199,6 +199,10 @@ std::unique_ptr<PrefillCall> PrefillClient::Start(const SequenceState& state, De
   request.set_decode_address(remote.address());
   request.set_max_chunk_tokens(static_cast<uint32_t>(options.max_chunk_tokens));
   if (cluster_->compat()) *request.mutable_compat() = *cluster_->compat();
+  if (request.ByteSizeLong() > kPrefillMessageBytes) {
+    running->Fail(TooLarge(request.ByteSizeLong(), kPrefillMessageBytes));
+    return std::make_unique<Call>(std::move(running));
+  }
   calls_.Spawn(RunCall(this, running), "prefill call");
   return std::make_unique<Call>(std::move(running));
 }
@@ -211,14 +215,16 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
   running->watchers.Spawn(Watch(client, running.get()), "prefill watch");
   const bool started =
       co_await stream.Start(client->stub_.get(), &v1::Prefill::Stub::PrepareAsyncPrefill, running->request);
-  bool complete = false;  // the decode worker has the KV, or the first token was the last
+  bool first = false, committed = false, last = false;
   if (started) {
     v1::PrefillEvent event;
     while (co_await stream.Read(&event)) {
       running->last_heard = loop->Now();
       running->taken = true;
       running->experts_away |= event.has_experts_away();
-      complete |= event.has_committed() || event.first_token().finish() != v1::STEP_FINISH_NONE;
+      first |= event.has_first_token();
+      committed |= event.has_committed();
+      last |= event.first_token().finish() != v1::STEP_FINISH_NONE;
       Running::Push(running, event);
       co_await AwaitReader(loop, running.get());
     }
@@ -229,12 +235,13 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
   if (running->silent)
     status =
         Unavailable("no sign of life for " + std::to_string(Seconds(client->options_.silence_limit)) + " s");
-  if (status.ok() && !complete) status = Unavailable("it ended the call without a commit");
+  if (status.ok() && !first) status = Unavailable("it ended the call without a first token");
+  if (status.ok() && !committed && !last) status = Unavailable("it ended the call without a commit");
   if (!status.ok() && !running->abandoned) {
     status = Annotate(status, "prefill worker " + client->address_);
     // A dead worker is known here first: no other request should try it before it has answered again.
     if (status.code() == StatusCode::kUnavailable) {
-      client->health_ = status;
+      client->health_ = client->connection_ = status;
       client->look_.Set();
     }
     running->Fail(status);

@@ -37,6 +37,7 @@ class PrefillClient final : public PrefillWorker, public MemberClient {
 
   const std::string& name() const override { return address_; }
   Status health() const override { return health_; }
+  Status connection() const override { return connection_; }
   WorkerLoad load() const override { return load_; }
   uint64_t life() const override { return description_.epoch(); }
   /// `lease` must be a RemoteLease.
@@ -60,6 +61,7 @@ class PrefillClient final : public PrefillWorker, public MemberClient {
   std::unique_ptr<v1::Prefill::Stub> stub_;
   std::unique_ptr<v1::Cluster::Stub> describe_stub_;
   Status health_ = Unavailable("not connected yet");
+  Status connection_ = health_;
   WorkerLoad load_;
   v1::Description description_;  // the last one that was admitted
   bool stopped_ = false, left_ = false;

@@ -20,7 +20,7 @@ MemberPlan PlanMembers(std::span<const MemberState> current,
       if (leaves && !member.draining) plan.drain.push_back(i);
       if (!leaves && member.draining) plan.restore.push_back(i);
     }
-    if (leaves && (!member.busy || !member.usable)) plan.remove.push_back(i);
+    if (leaves && (!member.busy || !member.answers)) plan.remove.push_back(i);
   }
   if (!answered) return plan;
   for (const std::string& address : *resolved) {

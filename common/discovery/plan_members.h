@@ -14,14 +14,14 @@ struct MemberState {
   bool listed = false;    // given by flag: it stays, whatever DNS says
   bool draining = false;  // it had left DNS: no new requests
   bool busy = false;      // requests of ours are there
-  bool usable = false;    // it answers and fits
+  bool answers = false;   // and fits; it may drain
 };
 
 struct MemberPlan {
   std::vector<std::string> add;      // new addresses, in the order of `resolved`
   std::vector<size_t> drain;         // members that have left: no new requests
   std::vector<size_t> restore;       // draining members that are back
-  std::vector<size_t> remove;        // draining (or drained now) and idle, or not usable: nothing is lost
+  std::vector<size_t> remove;        // draining (or drained now) and idle, or silent: nothing is lost
 };
 
 /// `resolved`: the members' addresses by DNS, of all names together. A failed or empty answer says nothing about

@@ -54,6 +54,10 @@ Task<Status> WorkThread::Run(std::function<void()> work, CancelScope* scope) {
     job->awaited = false;
   }
   job->done = nullptr;
+  if (!job->ran) {  // one that waits still does not keep its place
+    std::lock_guard lock(mutex_);
+    std::erase(waiting_, job);
+  }
   co_return job->ran ? OkStatus() : Cancelled(name_ + ": stopped before it was done");
 }
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "tests/integration/cluster_fixture.h"
+#include "tests/support/broken_checkpoint.h"
 #include "tests/support/dns_server.h"
 #include "tests/support/own_address.h"
 #include "tests/support/programs.h"
@@ -163,9 +164,20 @@ class DnsTest : public ::testing::Test {
                             "--experts", "local"});
     processes_.Ready(name);
   }
-  void StartRouter() {
-    processes_.Start("router", {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", Name("prefill"), "--decode",
-                                Name("decode"), "--dns-server", dns_.address(), "--dns-interval-ms", "100"});
+  void StartRouter(const std::vector<std::string>& more = {}) {
+    std::vector<std::string> argv = {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", Name("prefill"),
+                                     "--decode", Name("decode"), "--dns-server", dns_.address(), "--dns-interval-ms",
+                                     "100"};
+    argv.insert(argv.end(), more.begin(), more.end());
+    processes_.Start("router", argv);
+  }
+  static client::ModelInfo AwaitModel(client::Client& client, const std::string& model) {
+    client::ModelInfo info;
+    const TimePoint end = std::chrono::steady_clock::now() + kStart;
+    while ((!client.GetModelInfo(&info).ok() || info.model != model) && std::chrono::steady_clock::now() < end)
+      std::this_thread::yield();
+    EXPECT_EQ(info.model, model);
+    return info;
   }
   std::string Name(const std::string& role) const { return "dns:" + role + ".test:" + std::to_string(port_); }
   /// One port for all of them: a name has one.
@@ -257,19 +269,18 @@ TEST_F(DnsTest, ARollingUpgradeToOtherWeights) {
   EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text, "In the beginning God created the heaven and the earth.");
   // A stream that runs when the old ones leave ends where it began.
   const auto embedded = MustLoad(DemoDirectory());
-  const auto request = IdsRequest(RandomIds(20, 1), 400, 0, 1);
+  const auto request = IdsRequest(RandomIds(20, 1), 1500, 0, 1);
   const auto answer = EmbeddedTokens(*embedded, request);
   auto stream = client.Generate(request);
   client::Event event;
   std::vector<int32_t> ids;
   while (ids.empty() && stream->Next(&event)) ids = event.token_ids;
+  processes_["decode2"].Signal(SIGTERM);
+  EXPECT_TRUE(Eventually(2, [](const v1::Load& load) { return !load.not_serving().empty(); }));
+  EXPECT_TRUE(Eventually(2, [](const v1::Load& load) { return load.leases() > 0; })) << "the stream has ended before";
   Publish("prefill", {3});
   Publish("decode", {4});
-  client::ModelInfo info;
-  const TimePoint end = std::chrono::steady_clock::now() + kStart;
-  while ((!client.GetModelInfo(&info).ok() || info.model != "tiny") && std::chrono::steady_clock::now() < end)
-    std::this_thread::yield();
-  EXPECT_EQ(info.model, "tiny");
+  const client::ModelInfo info = AwaitModel(client, "tiny");
   EXPECT_FALSE(info.has_tokenizer);
   const auto golden = OracleCase::Load(tiny);
   ASSERT_TRUE(golden.ok()) << golden.status();
@@ -280,6 +291,36 @@ TEST_F(DnsTest, ARollingUpgradeToOtherWeights) {
   while (stream->Next(&event)) ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
   EXPECT_TRUE(stream->Finish().ok());
   EXPECT_EQ(ids, answer);
+}
+
+TEST_F(DnsTest, ARouterWithFilesOfItsOwnServesANewModelOnceItHasItsFiles) {
+  const BrokenCheckpoint tiny;  // a good copy
+  const Programs folder;
+  for (const char* file : {"config.json", "tokenizer.json"})
+    std::filesystem::copy_file(DemoDirectory() + "/" + file, folder / file);
+  StartWorker("prefill", 1);
+  StartWorker("decode", 2);
+  Publish("prefill", {1});
+  Publish("decode", {2});
+  StartRouter({"--model", folder / "."});
+  client::Client client(processes_.Ready("router"));
+  EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text, "In the beginning God created the heaven and the earth.");
+  StartWorker("prefill", 3, tiny.path());
+  StartWorker("decode", 4, tiny.path());
+  Publish("prefill", {3});
+  Publish("decode", {4});
+  const TimePoint end = std::chrono::steady_clock::now() + kStart;
+  client::ModelInfo info;
+  while (client.GetModelInfo(&info).ok() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  AwaitQueries(10);  // a second
+  EXPECT_EQ(client.GetModelInfo(&info).code, 14) << "the old model's files with the new model's weights";
+  std::filesystem::remove(folder / "tokenizer.json");
+  std::filesystem::copy_file(tiny / "config.json", folder / "config.json",
+                             std::filesystem::copy_options::overwrite_existing);
+  const TimePoint served = std::chrono::steady_clock::now() + kStart;
+  while (!client.GetModelInfo(&info).ok() && std::chrono::steady_clock::now() < served) std::this_thread::yield();
+  EXPECT_FALSE(info.has_tokenizer);
+  EXPECT_EQ(Ask(client, IdsRequest({5, 6}, 4, 0, 1)).ids.size(), 4u);
 }
 
 TEST_F(DnsTest, AnExpertShardMovesUnderLoad) {

@@ -27,6 +27,8 @@ TEST(Admission, AcceptsUpToTheLimits) {
   least.emitted.clear();
   least.params.max_tokens = 1;
   least.params.sampling = {0.f, 1, 0.0001f, 1};
+  least.request_id.assign(256, 'r');
+  least.params.stop_token_ids.assign(1024, 7);
   EXPECT_TRUE(Admit(least, kLimits).ok());
 }
 
@@ -74,6 +76,10 @@ TEST(Admission, RefusesWithTheFieldAndTheNumbers) {
       {[](auto& s) { s.params.max_tokens = std::numeric_limits<int>::max(); }, StatusCode::kOutOfRange,
        "max_tokens is 2147483647"},
       {[](auto& s) { s.prompt.assign(20, 1); }, StatusCode::kOutOfRange, "the prompt has 20 tokens"},
+      {[](auto& s) { s.request_id.assign(257, 'r'); }, kInvalid, "request_id has 257 bytes, wanted at most 256"},
+      {[](auto& s) { s.request_id = "a\nb"; }, kInvalid, "request_id: wanted no control characters"},
+      {[](auto& s) { s.params.stop_token_ids.assign(1025, 7); }, kInvalid,
+       "stop_token_ids has 1025 ids, wanted at most 1024"},
   };
   for (const auto& c : cases) {
     SequenceState state = Good();

@@ -86,6 +86,19 @@ TEST_F(DecodeClientTest, KnowsItThroughAllLoadsThatFollow) {
   EXPECT_EQ(OnLoop([this] { return client_->load().reserve_ahead; }), 64);
 }
 
+TEST_F(DecodeClientTest, FiguresOutOfAllBoundsAreHeldInThem) {
+  server_->Script([this] {
+    server_->description.mutable_load()->set_running_sequences(std::numeric_limits<int64_t>::max());
+    server_->description.mutable_load()->set_waiting_tokens(1);
+    server_->description.mutable_load()->set_free_kv_tokens(std::numeric_limits<int64_t>::min());
+  });
+  ConnectWell();
+  const WorkerLoad load = OnLoop([this] { return client_->load(); });
+  EXPECT_EQ(load.running, int64_t{1} << 40);
+  EXPECT_EQ(load.waiting_tokens, 1);
+  EXPECT_EQ(load.free_kv_tokens, 0);
+}
+
 TEST_F(DecodeClientTest, BeatsAsOftenAsTheWorkerAsks) {
   options_.heartbeat_interval = std::chrono::hours(1);
   server_->Script([this] { server_->asks_for_heartbeats_ms = 1; });
@@ -125,6 +138,24 @@ TEST_F(DecodeClientTest, CarriesARequest) {
 
   CloseCall(0);
   EXPECT_EQ(server_->Await(Message::kClose, 1)[0].close().handle(), handle);
+}
+
+TEST_F(DecodeClientTest, ARequestTooLargeToSendFailsAlone) {
+  ConnectWell();
+  const auto queue = NewQueue(), large = NewQueue();
+  const uint64_t handle = Open(queue);
+  calls_.push_back(OnLoop([&] {
+    SequenceState state = TestState();
+    state.request_id.assign(16 << 20, 'r');
+    return client_->Open(state, large);
+  }));
+  const FlowEvent refused = Next(large);
+  EXPECT_EQ(refused.kind, Kind::kDecodeFailed);
+  EXPECT_EQ(refused.error.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(StatusMessage(refused.error), HasSubstr("a worker takes at most 16777216"));
+  server_->SendTokens({handle}, 3, 50);
+  EXPECT_EQ(Next(queue).kind, Kind::kToken) << "the Session lives";
+  EXPECT_EQ(server_->Received(Message::kHello).size(), 1u);
 }
 
 TEST_F(DecodeClientTest, DispatchesABatchToItsRequests) {

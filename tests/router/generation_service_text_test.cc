@@ -90,6 +90,7 @@ TEST_F(DemoServiceTest, Tokenizes) {
 }
 
 TEST_F(DemoServiceTest, TextThatCannotFitIsRefusedBeforeItIsTokenized) {
+  const double before = served_->Counted("cachalot_router_long_texts_total");
   const std::string text(3 << 20, 'a');
   std::vector<GenerateRequest> requests(2);
   requests[0].text = text;
@@ -101,16 +102,17 @@ TEST_F(DemoServiceTest, TextThatCannotFitIsRefusedBeforeItIsTokenized) {
     EXPECT_THAT(status.message, ::testing::ContainsRegex("3145728 bytes, at least [0-9]+ tokens"));
     EXPECT_THAT(status.message, HasSubstr("more than the context of 8192"));
   }
-  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), 0);
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), before);
 }
 
 TEST_F(DemoServiceTest, LongTextsAreTokenizedAwayFromTheLoop) {
+  const double before = served_->Counted("cachalot_router_long_texts_total");
   std::string text;
   while (text.size() < 100'000) text += "In the beginning " + std::to_string(text.size()) + " é漢字 ";
   std::vector<int32_t> ids;
   ASSERT_TRUE(served_->client().Tokenize(text, &ids).ok());
   EXPECT_EQ(ids, *served_->tokenizer()->Encode(text, false));
-  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), 1);
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), before + 1);
   // Few bytes a token: only tokenizing tells that it is too long.
   GenerateRequest request;
   request.text = text;
@@ -118,7 +120,21 @@ TEST_F(DemoServiceTest, LongTextsAreTokenizedAwayFromTheLoop) {
   const auto status = Generate(served_->client(), request).status;
   EXPECT_EQ(status.code, static_cast<int>(StatusCode::kOutOfRange)) << status.message;
   EXPECT_THAT(status.message, HasSubstr("the prompt has " + std::to_string(ids.size()) + " tokens"));
-  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), 2);
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), before + 2);
+}
+
+TEST_F(DemoServiceTest, ChatsOfManyMessagesAreWorkHoweverShortTheyAre) {
+  const double before = served_->Counted("cachalot_router_long_texts_total");
+  GenerateRequest request;
+  request.timeout_ms = kTimeoutMs;
+  request.chat.assign(8192, {"user", ""});
+  (void)Generate(served_->client(), request);
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), before + 1) << "tokenized on the loop";
+  request.chat.assign(8193, {"user", ""});
+  const auto status = Generate(served_->client(), request).status;
+  EXPECT_EQ(status.code, static_cast<int>(StatusCode::kOutOfRange)) << status.message;
+  EXPECT_THAT(status.message, HasSubstr("the chat has 8193 messages: more than the context of 8192 tokens"));
+  EXPECT_EQ(served_->Counted("cachalot_router_long_texts_total"), before + 1);
 }
 
 TEST_F(DemoServiceTest, RefusesBadInput) {

@@ -44,7 +44,8 @@ struct OpenLease {
 /// One life of a worker, which the test keeps longer than the pool does.
 struct Node {
   std::string address;
-  Status health;
+  Status health;     // as requests see it
+  Status connection;
   int begun = 0;  // requests, or prefills
   std::vector<std::shared_ptr<OpenLease>> leases;
   bool stopped = false, left = false, destroyed = false, rejoins = true;
@@ -59,6 +60,7 @@ class NodeClient : public MemberClient {
     node_->stopped = true;
     stop_.Set();
   }
+  Status connection() const override { return node_->connection; }
   void Leave() override { node_->left = true; }
   bool Rejoin() override {
     if (node_->rejoins) node_->left = false;
@@ -223,7 +225,7 @@ class MembershipTest : public ::testing::Test {
   void Step() {
     for (auto& node : decodes_)
       for (auto& lease : node->leases) {
-        if (!lease->open || !node->health.ok()) continue;
+        if (!lease->open || !node->connection.ok()) continue;
         FlowEvent event;
         event.kind = Kind::kToken;
         event.index = lease->next++;
@@ -242,7 +244,7 @@ class MembershipTest : public ::testing::Test {
     lease.queue->Push(std::move(event));
   }
   void Die(Node& node) {
-    node.health = Unavailable("it died");
+    node.health = node.connection = Unavailable("it died");
     for (auto& lease : node.leases) Fail(*lease);
   }
   bool AllEnd() {
@@ -297,6 +299,22 @@ TEST_F(MembershipTest, NewOnesGetWorkLeavingOnesKeepTheirsAndGoWhenIdle) {
   ExpectWhole();
   EXPECT_TRUE(PollUntil([&] { return D("d1:1").destroyed; }));
   EXPECT_EQ(decode_pool_.size(), 1u);
+}
+
+TEST_F(MembershipTest, OneThatDrainsAndLeavesKeepsWhatRuns) {
+  Start();
+  ASSERT_TRUE(Settled({"d1:1"}));
+  Request& first = Ask();
+  ASSERT_TRUE(Running(first));
+  D("d1:1").health = Unavailable("draining: this decode worker takes no new requests");
+  SetNames({"d2"}, {"p1"});
+  ASSERT_TRUE(Settled({"d2:1"}));
+  EXPECT_TRUE(D("d1:1").left);
+  EXPECT_FALSE(D("d1:1").stopped) << "its request runs";
+  ASSERT_TRUE(AllEnd());
+  ExpectWhole();
+  EXPECT_EQ(D("d2:1").begun, 0) << "nothing went on elsewhere";
+  EXPECT_TRUE(PollUntil([&] { return D("d1:1").destroyed; }));
 }
 
 TEST_F(MembershipTest, OneThatComesBackWhileItDrainsIsTheSame) {

@@ -305,6 +305,24 @@ TEST_F(PrefillClientTest, ASilentCallIsCancelledAndReported) {
   EXPECT_EQ(server_->Look(server_->cancelled), 1);
 }
 
+TEST_F(PrefillClientTest, ACommitWithoutAFirstTokenFailsThePrefill) {
+  ConnectWell();
+  Start();
+  server_->SendCommitted();
+  server_->End(OkStatus());
+  EXPECT_EQ(Next(queue_).kind, Kind::kCommitted);
+  const FlowEvent failed = Next(queue_);
+  EXPECT_EQ(failed.kind, Kind::kPrefillFailed) << "its request would wait for the token for ever";
+  EXPECT_THAT(StatusMessage(failed.error), HasSubstr("without a first token"));
+}
+
+TEST_F(PrefillClientTest, OneThatDrainsAnswers) {
+  ConnectWell();
+  server_->Script([this] { server_->description.mutable_load()->set_not_serving("draining: no new requests"); });
+  EXPECT_TRUE(Eventually([&] { return !Health(*client_).ok(); }));
+  EXPECT_TRUE(OnLoop([&] { return client_->connection(); }).ok());
+}
+
 TEST_F(PrefillClientTest, DroppingACallCancelsItAtTheServer) {
   ConnectWell();
   Start();

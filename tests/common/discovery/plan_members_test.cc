@@ -13,11 +13,11 @@ using ::testing::IsEmpty;
 
 using Addresses = StatusOr<std::vector<std::string>>;
 
-MemberState In(const std::string& address, bool busy = false, bool usable = true) {
-  return {.address = address, .busy = busy, .usable = usable};
+MemberState In(const std::string& address, bool busy = false, bool answers = true) {
+  return {.address = address, .busy = busy, .answers = answers};
 }
-MemberState Leaving(const std::string& address, bool busy, bool usable = true) {
-  return {.address = address, .draining = true, .busy = busy, .usable = usable};
+MemberState Leaving(const std::string& address, bool busy, bool answers = true) {
+  return {.address = address, .draining = true, .busy = busy, .answers = answers};
 }
 
 TEST(PlanMembers, NewAddressesComeOnce) {
@@ -88,7 +88,7 @@ TEST(PlanMembers, ManyRandomAnswers) {
     const bool fails = rng() % 4 == 0;
     for (MemberState& m : members) {
       m.busy = rng() % 2;
-      m.usable = rng() % 4 != 0;
+      m.answers = rng() % 4 != 0;
     }
     const auto before = members;
     const MemberPlan plan = PlanMembers(
@@ -97,7 +97,7 @@ TEST(PlanMembers, ManyRandomAnswers) {
     for (const size_t i : plan.restore) members[i].draining = false;
     for (auto at = plan.remove.rbegin(); at != plan.remove.rend(); ++at) {
       ASSERT_TRUE(members[*at].draining);
-      ASSERT_TRUE(!members[*at].busy || !members[*at].usable) << "round " << round << ": running requests lost";
+      ASSERT_TRUE(!members[*at].busy || !members[*at].answers) << "round " << round << ": running requests lost";
       members.erase(members.begin() + static_cast<ptrdiff_t>(*at));
     }
     for (const std::string& address : plan.add) members.push_back({.address = address});

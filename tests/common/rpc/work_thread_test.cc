@@ -95,6 +95,22 @@ TEST_F(WorkThreadTest, WhoIsCancelledDoesNotWait) {
   thread_.reset();
 }
 
+TEST_F(WorkThreadTest, WhoIsCancelledLeavesItsPlace) {
+  Occupy();
+  CancelScope scope;
+  loop_.Spawn(Keep(thread_->Run([] { ADD_FAILURE() << "nobody waits for this"; }, &scope), &second_));
+  Turn();
+  scope.Cancel();
+  Turn();
+  ASSERT_TRUE(second_);
+  bool ran = false;
+  Start([&ran] { ran = true; }, &third_);
+  EXPECT_FALSE(third_) << *third_;
+  go_on_.set_value();
+  Await(third_);
+  EXPECT_TRUE(third_->ok() && ran) << *third_;
+}
+
 TEST_F(WorkThreadTest, WorkMayOutliveTheLoop) {
   std::promise<void> begun, go_on;
   auto loop = std::make_unique<Loop>();
