@@ -11,7 +11,7 @@
 
 namespace cachalot::kernels {
 
-/// What a forward pass rounds (spec 8.4). kExact: nothing, all fp32. kBf16: matrix products take and give bf16 and
+/// What a forward pass rounds (model.md 8.4). kExact: nothing, all fp32. kBf16: matrix products take and give bf16 and
 /// accumulate in fp32; norms, hyper-connections, router, compressor, softmax, RoPE tables, indexer scores and the head
 /// compute in fp32. Weights are their exact stored values in both.
 enum class NumericMode : uint8_t { kExact, kBf16 };

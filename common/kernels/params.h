@@ -8,7 +8,7 @@
 
 namespace cachalot::kernels {
 
-/// y = x W^T (spec 3.0), the weights taken as their exact fp32 values.
+/// y = x W^T (model.md 3.0), the weights taken as their exact fp32 values.
 struct LinearParams {
   const float* x;     // [T, cols], row stride x_stride
   int64_t x_stride;
@@ -18,7 +18,7 @@ struct LinearParams {
   int64_t tokens;     // T
 };
 
-/// y = x * rsqrt(mean(x^2) + eps) * weight (spec 3.0); without weight for nullptr. x may be y.
+/// y = x * rsqrt(mean(x^2) + eps) * weight (model.md 3.0); without weight for nullptr. x may be y.
 struct RmsNormParams {
   const float* x;       // [T, width]
   const float* weight;  // [width] or nullptr
@@ -27,7 +27,7 @@ struct RmsNormParams {
   float eps;
 };
 
-/// Steps 2 and 3 of spec 3.2 on m = fn . unit_rms(h).
+/// Steps 2 and 3 of model.md 3.2 on m = fn . unit_rms(h).
 struct HcSplitParams {
   const float* m;      // [T, (2+H)*H]
   const float* scale;  // [3]
@@ -40,7 +40,7 @@ struct HcSplitParams {
   float eps;
 };
 
-/// pre of the hyper head (spec 3.10): sigmoid(m * scale + base) + eps.
+/// pre of the hyper head (model.md 3.10): sigmoid(m * scale + base) + eps.
 struct HcHeadSplitParams {
   const float* m;      // [T, H]
   const float* scale;  // [1]
@@ -51,7 +51,7 @@ struct HcHeadSplitParams {
   float eps;
 };
 
-/// x = sum_j pre[j] h[j] (spec 3.2 step 4).
+/// x = sum_j pre[j] h[j] (model.md 3.2 step 4).
 struct HcCollapseParams {
   const float* h;    // [T, H, D]
   const float* pre;  // [T, H]
@@ -60,7 +60,7 @@ struct HcCollapseParams {
   int streams;
 };
 
-/// h'[k] = post[k] y + sum_j comb[j][k] h[j] (spec 3.2 step 6), in place: the sum runs over the FIRST index.
+/// h'[k] = post[k] y + sum_j comb[j][k] h[j] (model.md 3.2 step 6), in place: the sum runs over the FIRST index.
 struct HcExpandParams {
   float* h;           // [T, H, D]
   const float* y;     // [T, D]
@@ -70,7 +70,7 @@ struct HcExpandParams {
   int streams;
 };
 
-/// Turns the last rope_dim channels of every head in neighbouring pairs (spec 3.4); inverse: by -angle (spec 3.8).
+/// Turns the last rope_dim channels of every head in neighbouring pairs (model.md 3.4); inverse: by -angle (3.8).
 struct RopeParams {
   float* x;          // [T, heads, width]
   const float* cos;  // [T, rope_dim/2]
@@ -80,7 +80,7 @@ struct RopeParams {
   bool inverse;
 };
 
-/// One compressed entry before its norm (spec 3.6): per channel, softmax over the gates of the slots, weighted sum.
+/// One compressed entry before its norm (model.md 3.6): per channel, softmax over the gates of the slots, weighted sum.
 struct PoolParams {
   const float* const* c;  // [slots] rows of [width]
   const float* const* g;  // [slots] rows of [width], ape added
@@ -88,7 +88,7 @@ struct PoolParams {
   int slots, width;
 };
 
-/// score[s] = sum_h weight[h] * relu(q_h . key_s) (spec 3.7) of one query.
+/// score[s] = sum_h weight[h] * relu(q_h . key_s) (model.md 3.7) of one query.
 struct IndexScoresParams {
   const float* q;            // [heads, width]
   const float* weight;       // [heads], scaled
@@ -99,7 +99,7 @@ struct IndexScoresParams {
   int64_t count;
 };
 
-/// Attention of one query over its key rows, K = V, with a sink in the denominator (spec 3.8).
+/// Attention of one query over its key rows, K = V, with a sink in the denominator (model.md 3.8).
 struct AttendParams {
   const float* q;            // [heads, width]
   const void* const* keys;   // [count] rows of [width] of key_type, in a fixed order
@@ -112,7 +112,7 @@ struct AttendParams {
   float scale;
 };
 
-/// t = silu(min(gate, limit)) * clamp(up, -limit, limit) * weight (spec 3.9).
+/// t = silu(min(gate, limit)) * clamp(up, -limit, limit) * weight (model.md 3.9).
 struct SwigluParams {
   const float* gate;    // [T, width]
   const float* up;      // [T, width]
@@ -122,7 +122,7 @@ struct SwigluParams {
   float limit;
 };
 
-/// score = sqrt(softplus(logit)) (spec 3.9), in place.
+/// score = sqrt(softplus(logit)) (model.md 3.9), in place.
 struct RouterScoresParams {
   float* x;  // [count]
   int64_t count;

@@ -55,7 +55,7 @@ class SequenceKv {
   /// The hand-off rows of `n` tokens (HandOffRows) have been placed from outside.
   void SetTokens(int64_t n);
 
-  /// Drops the tokens behind the first `n` (spec 4.2): a continuation then reads what it would have read had
+  /// Drops the tokens behind the first `n` (model.md 4.2): a continuation then reads what it would have read had
   /// they never been there. OUT_OF_RANGE, nothing changed: n is negative or above tokens(); more tokens than
   /// the layout's draft tokens would go, counting also what an earlier rollback or a failed step has left in
   /// the rings; or rows needed at n were never here, because n lies before a hand-off.

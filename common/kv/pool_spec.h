@@ -1,6 +1,6 @@
 #pragma once
 // The KV pools of DeepSeek-V4 and their layout: one class gives the offsets that memory, snapshots and the wire use.
-// Seven tagged pools (spec 4.1); each has its own page table, and an index of one never means anything in another.
+// Seven tagged pools (model.md 4.1); each has its own page table, and an index of one never means anything in another.
 
 #include <array>
 #include <cstdint>
@@ -56,7 +56,7 @@ struct RowRange {
 
 class KvLayout {
  public:
-  /// `draft_tokens` k enlarges every ring by k rows (spec 4.2). With a window of W, 7 rows of CSA state and
+  /// `draft_tokens` k enlarges every ring by k rows (model.md 4.2). With a window of W, 7 rows of CSA state and
   /// 127 of HCA state at most, a continuation at n then still finds its rows after positions up to n + k have
   /// been written: a verify step of 1 + k tokens may be rolled back to any accepted length, or fail and be
   /// run again.
@@ -75,7 +75,7 @@ class KvLayout {
 
   /// Rows that tokens [from, to) append to the compressed pools.
   std::vector<RowRange> AppendedRows(int64_t from, int64_t to) const;
-  /// Window rows and compressor state that n tokens leave behind and a continuation reads (spec 4.1, 4.2).
+  /// Window rows and compressor state that n tokens leave behind and a continuation reads (model.md 4.1, 4.2).
   /// They are enough for a rollback to n or more, so they do not depend on the draft tokens of either side; a
   /// longer range could name slots that rejected tokens have overwritten.
   std::vector<RowRange> StateRows(int64_t n) const;

@@ -24,7 +24,7 @@ using Sections = std::array<Bytes, kSnapshotSections>;
 
 /// The first section, field by field in this order; a text is a u32 length and its bytes.
 struct SnapshotHeader {
-  uint32_t state_format = kKvStateFormat;  // what a row holds; here: state gates have ape added (spec 4.1)
+  uint32_t state_format = kKvStateFormat;  // what a row holds; here: state gates have ape added (model.md 4.1)
   std::string compat;
   std::string layout;            // KvLayout::Describe()
   std::string row_type;          // of window, compressed and indexer rows

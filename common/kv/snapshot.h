@@ -1,5 +1,5 @@
 #pragma once
-// Snapshots: one sequence as bytes, for files and for prefix reuse (spec 4.4). Versioned and strict: a reader
+// Snapshots: one sequence as bytes, for files and for prefix reuse (model.md 4.4). Versioned and strict: a reader
 // takes exactly what a writer of its own version made, and checks all of it before it touches a KV. Pure
 // encoding, no I/O.
 //

@@ -1,6 +1,6 @@
 #pragma once
 // A directory with model.safetensors, or with model.safetensors.index.json and its shards: tensors by
-// official name (spec 7.1), whichever of the spellings of spec 7.3 the files use. Knows names, shards and
+// official name (model.md 7.1), whichever of the spellings of model.md 7.3 the files use. Knows names, shards and
 // bytes; what shape or dtype a tensor ought to have is the business of common/model/weights.
 
 #include <cstddef>

@@ -43,7 +43,7 @@ std::string Renamed(std::string_view name, std::span<const Rename> renames) {
   return std::string(name);
 }
 
-/// transformers puts the indexer into the compressor, the release a compressor into the indexer (spec 7.1).
+/// transformers puts the indexer into the compressor, the release a compressor into the indexer (model.md 7.1).
 std::string AttentionName(std::string_view name) {
   if (Drop(&name, "compressor.indexer.")) {
     Drop(&name, "scorer.");

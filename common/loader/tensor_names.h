@@ -1,12 +1,12 @@
 #pragma once
-// The spellings under which exporters store the tensors of spec 7.1, and how many of each a checkpoint has.
+// The spellings under which exporters store the tensors of model.md 7.1, and how many of each a checkpoint has.
 
 #include <string>
 #include <string_view>
 
 namespace cachalot {
 
-/// The official name of a stored one, for every spelling of spec 7.3:
+/// The official name of a stored one, for every spelling of model.md 7.3:
 ///   "model.layers.3.attn.norm.weight"                          -> "layers.3.attn.kv_norm.weight"
 ///   "model.layers.2.self_attn.compressor.indexer.kv_proj.weight" ->
 ///   "layers.2.attn.indexer.compressor.wkv.weight" "model.layers.2.self_attn.q_a_proj.weight_scale_inv" ->
@@ -20,7 +20,7 @@ std::string OfficialTensorName(std::string_view stored);
 /// Who wrote a tensor's name. A checkpoint's scheme is the latest of this list among its tensors: most names
 /// are the same in several schemes.
 enum class NameScheme {
-  kReleased,        // spec 7.1
+  kReleased,        // model.md 7.1
   kConverted,       // 7.3.2: a leading model., self_attn, mlp, weight_scale_inv, e_score_correction_bias
   kSavePretrained,  // 7.3.4: transformers' save_pretrained
   kRuntime,         // 7.3.3: transformers' state_dict, experts stacked

@@ -18,7 +18,7 @@ Rope RopeOf(const Step& step, int layer) {
   return {step.s.cos[table].data(), step.s.sin[table].data()};
 }
 
-/// spec 3.4: s.qr, s.q and s.kv of the step's tokens.
+/// model.md 3.4: s.qr, s.q and s.kv of the step's tokens.
 void QueryAndLatent(Step& step, const AttentionWeights& w, const Rope& rope, const float* u) {
   const ModelConfig& c = step.config;
   Scratch& s = step.s;
@@ -50,7 +50,7 @@ struct QueryScratch {
   IndexerScratch indexer;
 };
 
-/// The keys of row t in their fixed order: window rows by position, then compressed rows by index (spec 3.5-3.7).
+/// The keys of row t in their fixed order: window rows by position, then compressed rows by index (model.md 3.5-3.7).
 void CollectKeys(const Step& step, int layer, int64_t t, QueryScratch& scratch) {
   const ModelConfig& c = step.config;
   const int64_t p = step.s.positions[t], segment = step.s.segment[t], first = step.s.first_row[segment];
@@ -69,7 +69,7 @@ void CollectKeys(const Step& step, int layer, int64_t t, QueryScratch& scratch) 
   }
 }
 
-/// spec 3.8: s.o [T, N, d] of every query, not yet de-rotated.
+/// model.md 3.8: s.o [T, N, d] of every query, not yet de-rotated.
 void AttendAll(Step& step, int layer, const AttentionWeights& w) {
   const ModelConfig& c = step.config;
   const int64_t width = static_cast<int64_t>(c.num_attention_heads) * c.head_dim;
@@ -100,7 +100,7 @@ void KeepWindow(Step& step, int layer) {
   }
 }
 
-/// spec 3.8: de-rotation at the query position, grouped low-rank projection, output projection.
+/// model.md 3.8: de-rotation at the query position, grouped low-rank projection, output projection.
 void ProjectOut(Step& step, const AttentionWeights& w, const Rope& rope, float* y) {
   const ModelConfig& c = step.config;
   Scratch& s = step.s;
@@ -122,7 +122,7 @@ void Attention(Step& step, int layer, const AttentionWeights& w, const float* u,
   const ModelConfig& c = step.config;
   const Rope rope = RopeOf(step, layer);
   QueryAndLatent(step, w, rope, u);
-  // Entries first: one that this step completes is visible at once, from its last token on (spec 3.11).
+  // Entries first: one that this step completes is visible at once, from its last token on (model.md 3.11).
   if (c.layers[layer] == LayerKind::kCsa) {
     Compress(step, layer, w.compressor, {PoolTag::kCsaState, PoolTag::kCsaKv, c.head_dim}, u, step.s.c, step.s.g);
     Compress(step, layer, w.indexer.compressor,

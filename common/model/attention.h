@@ -1,5 +1,5 @@
 #pragma once
-// Shared-KV attention over the window and the compressed rows (spec 3.4-3.8).
+// Shared-KV attention over the window and the compressed rows (model.md 3.4-3.8).
 
 #include "common/model/step.h"
 

@@ -1,7 +1,7 @@
 #pragma once
 // The discrete choices of a forward pass: which experts a token went to, which entries its query attended to. Replayed,
 // they make runs that differ only in rounding comparable: near a tie one rounding picks another expert, and what comes
-// out is another function, not the same one less exactly (spec 3.7).
+// out is another function, not the same one less exactly (model.md 3.7).
 
 #include <cstdint>
 #include <map>

@@ -1,5 +1,5 @@
 #pragma once
-// The compressor of CSA and HCA layers and of the lightning indexer (spec 3.6), incremental (spec 4.1).
+// The compressor of CSA and HCA layers and of the lightning indexer (model.md 3.6), incremental (model.md 4.1).
 
 #include "common/model/step.h"
 

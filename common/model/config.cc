@@ -94,7 +94,7 @@ class FieldReader {
   }
 
   /// A list of at least `count` entries; nullptr: absent or refused. What follows the first `count` belongs
-  /// to MTP or draft layers (spec 1.2).
+  /// to MTP or draft layers (model.md 1.2).
   const Json* List(Keys keys, int count) {
     std::string key;
     const Json* value = FindNonNull(keys, &key);
@@ -174,8 +174,8 @@ void ReadTokens(FieldReader& in, ModelConfig* c) {
   }
 }
 
-/// spec 1.2. There is no default schedule: the one that transformers falls back to fits no released model
-/// (spec 11.5).
+/// model.md 1.2. There is no default schedule: the one that transformers falls back to fits no released model
+/// (model.md 11.5).
 void ReadLayerKinds(FieldReader& in, ModelConfig* c) {
   const int count = c->num_hidden_layers;
   const Json* ratios = in.List({"compress_ratios"}, count);
@@ -256,7 +256,7 @@ void ReadRopeParameters(FieldReader& in, const Json& parameters, RopeConfig* rop
     const bool yarn = ReadYarn(nested, compress ? &rope->yarn_config : &unused);
     if (compress) rope->yarn = yarn;
     if (!compress && yarn)
-      nested.Refuse("rope_type", "default: window-only layers have no YaRN (spec 5)", "yarn");
+      nested.Refuse("rope_type", "default: window-only layers have no YaRN (model.md 5)", "yarn");
     in.Take(nested);
   }
 }
@@ -269,7 +269,7 @@ void ReadRope(FieldReader& in, ModelConfig* c) {
     ReadRopeParameters(in, *parameters, &rope);
   } else if (const Json* scaling = in.FindNonNull({"rope_scaling"})) {
     if (!scaling->is_object()) return in.Refuse("rope_scaling", "an object or null", scaling->dump());
-    FieldReader nested = in.Nested(*scaling, "rope_scaling");  // a rope_theta in here means nothing (spec 5)
+    FieldReader nested = in.Nested(*scaling, "rope_scaling");  // a rope_theta in here means nothing (model.md 5)
     rope.yarn = ReadYarn(nested, &rope.yarn_config);
     in.Take(nested);
   } else if (in.Int({"original_seq_len"}, 0, 0, kMaxPosition) > 0) {  // DeepSeek's private names
@@ -323,7 +323,7 @@ void CheckModelType(FieldReader& in) {
   in.Fixed({"model_type"}, "deepseek_v4");
 }
 
-/// spec 6: V4-Flash-0731 carries a DSpark draft. Its main model is the ordinary one, the draft's tensors are
+/// model.md 6.5: V4-Flash-0731 carries a DSpark draft. Its main model is the ordinary one, the draft's tensors are
 /// `mtp.*`.
 void NoteDraft(FieldReader& in, const Json& json, const std::string& file, int layers) {
   const auto is_dspark = [](const auto& item) { return item.key().rfind("dspark_", 0) == 0; };

@@ -1,5 +1,5 @@
 #pragma once
-// ModelConfig: the shape of a DeepSeek-V4 model, from config.json in any of its three spellings (spec 1).
+// ModelConfig: the shape of a DeepSeek-V4 model, from config.json in any of its three spellings (model.md 1).
 
 #include <cstdint>
 #include <string>
@@ -64,7 +64,7 @@ struct ModelConfig {
   std::string Canonical() const;
 };
 
-/// fp32 inverse frequencies [rope_dim/2] (spec 5). `compress`: the table of ratio-4/128 layers.
+/// fp32 inverse frequencies [rope_dim/2] (model.md 5). `compress`: the table of ratio-4/128 layers.
 std::vector<float> InverseFrequencies(const ModelConfig& config, bool compress);
 
 }  // namespace cachalot

@@ -77,7 +77,7 @@ StatusOr<StepLogits> Model::Forward(std::span<const Segment> segments, ExpertBac
     rope.Fill(s.positions, Room(s.cos[table], T * rope.half()), Room(s.sin[table], T * rope.half()));
   }
   float* h = Room(s.h, T * H * D);
-  for (int64_t t = 0; t < T; ++t) {  // spec 3.1: H identical copies of the embedding
+  for (int64_t t = 0; t < T; ++t) {  // model.md 3.1: H identical copies of the embedding
     kernels::DequantiseRow(weights_->embed, s.ids[t], 0, D, h + t * H * D);
     step.Round(h + t * H * D, D);
     for (int64_t j = 1; j < H; ++j) std::copy_n(h + t * H * D, D, h + (t * H + j) * D);

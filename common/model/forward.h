@@ -1,5 +1,5 @@
 #pragma once
-// The forward pass of a ragged batch: any mix of prefill chunks and decode tokens (spec 3).
+// The forward pass of a ragged batch: any mix of prefill chunks and decode tokens (model.md 3).
 
 #include <memory>
 #include <span>
@@ -36,7 +36,7 @@ class Model {
   /// may simply be run again, its rows are written again in place; a longer one must restart its sequence,
   /// since its rings have moved on (SequenceKv::whole, CHECKed). A verify step is a segment of 1 + k tokens
   /// with all_logits, then SequenceKv::Rollback to what was accepted; every row and logit of it has the bits
-  /// of one-token steps (spec 4.2).
+  /// of one-token steps (model.md 4.2).
   StatusOr<StepLogits> Forward(std::span<const Segment> segments, ExpertBackend& experts);
 
   const ModelConfig& config() const { return weights_->config; }

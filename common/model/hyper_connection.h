@@ -1,5 +1,5 @@
 #pragma once
-// Manifold-constrained hyper-connections around a sub-layer (spec 3.2).
+// Manifold-constrained hyper-connections around a sub-layer (model.md 3.2).
 
 #include "common/model/step.h"
 
@@ -11,7 +11,7 @@ void HcBefore(Step& step, const HyperConnectionWeights& w);
 /// Step 6: the streams s.h take in y [T, D].
 void HcAfter(Step& step, const float* y);
 
-/// Hyper head, final norm and logits of the rows s.logit_rows (spec 3.10): s.logits [R, vocab].
+/// Hyper head, final norm and logits of the rows s.logit_rows (model.md 3.10): s.logits [R, vocab].
 void HcHead(Step& step, const ModelWeights& w);
 
 }  // namespace cachalot

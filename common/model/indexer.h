@@ -1,5 +1,5 @@
 #pragma once
-// The lightning indexer of CSA layers (spec 3.7): which compressed rows a query attends to.
+// The lightning indexer of CSA layers (model.md 3.7): which compressed rows a query attends to.
 
 #include <vector>
 

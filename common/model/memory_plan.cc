@@ -58,7 +58,7 @@ KvPlan PlanKv(const ModelConfig& config, int64_t context) {
   const int64_t both = d + config.index_head_dim;
   const int64_t rows = context / kCsa * csa * both * kHalf + context / kHca * hca * d * kHalf;
   plan.bf16_rows = rows + plan.bf16.window + plan.bf16.state;
-  // c and g: one half of the window of ratio 4 before, both halves of the one that is open (spec 4.1).
+  // c and g: one half of the window of ratio 4 before, both halves of the one that is open (model.md 4.1).
   const int64_t before = context >= kCsa ? kCsa : 0, csa_open = context % kCsa, hca_open = context % kHca;
   plan.bf16_minimal =
       rows + plan.bf16.window + (csa * 2 * (before + 2 * csa_open) * both + hca * 2 * hca_open * d) * kFloat;

@@ -31,9 +31,9 @@ struct KvBytes {
 
 struct KvPlan {
   KvBytes fp32, bf16;        // numeric modes exact and bf16
-  int64_t bf16_rows = 0;     // spec 4.5 "total bf16, full": as bf16.total, but compressed rows counted singly
-  int64_t bf16_minimal = 0;  // spec 4.5 "min": with no more state than a continuation at the context reads
-  std::string bf16_formula;  // of bf16.per_token, with this model's numbers (spec 4.3)
+  int64_t bf16_rows = 0;     // model.md 4.5 "full": as bf16.total, but compressed rows counted singly
+  int64_t bf16_minimal = 0;  // model.md 4.5 "min": with no more state than a continuation at the context reads
+  std::string bf16_formula;  // of bf16.per_token, with this model's numbers (model.md 4.3)
 };
 
 /// For a sequence of `context` tokens >= 0 of the main model, without draft tokens.

@@ -1,5 +1,5 @@
 #pragma once
-// Router, routed experts through the back end, shared expert (spec 3.9).
+// Router, routed experts through the back end, shared expert (model.md 3.9).
 
 #include "common/model/step.h"
 

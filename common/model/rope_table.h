@@ -1,6 +1,6 @@
 #pragma once
 // cos and sin of the rotary angles. The angle is the fp32 product position * inverse frequency, which is part of the
-// model's numerics (spec 5); its cosine and sine are taken in double and rounded once.
+// model's numerics (model.md 5); its cosine and sine are taken in double and rounded once.
 
 #include <cstdint>
 #include <span>

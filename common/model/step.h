@@ -89,7 +89,7 @@ struct Step {
 
   int64_t rows() const { return static_cast<int64_t>(s.ids.size()); }
   DType kv_type() const { return segments[0].kv->layout().pool(PoolTag::kSwaKv).row_type; }
-  /// What the mode rounds between operations (spec 3: "-> bf16").
+  /// What the mode rounds between operations (model.md 3.0: "-> bf16").
   void Round(float* x, int64_t count) const { kernels.round(x, count); }
   /// A product whose result stays fp32: router, compressor, hyper-connections, head.
   void LinearF32(const float* x, const MatrixView& w, float* y) const {

@@ -11,7 +11,7 @@
 namespace cachalot {
 namespace {
 
-/// Walks the tensors of spec 7.1 in one fixed order. What the role does not own is only remembered by name,
+/// Walks the tensors of model.md 7.1 in one fixed order. What the role does not own is only remembered by name,
 /// so that every role can tell an unexpected tensor from one of another role.
 class WeightLoader {
  public:
@@ -62,7 +62,7 @@ class WeightLoader {
     w.q_norm = in_.Vector(at + "q_norm.weight", {c_.q_lora_rank});
     w.kv_norm = in_.Vector(at + "kv_norm.weight", {c_.head_dim});
     w.sink = in_.Vector(at + "attn_sink", {c_.num_attention_heads});
-    // A schedule that is off by one would otherwise run and answer nonsense (spec 11.9).
+    // A schedule that is off by one would otherwise run and answer nonsense (model.md 11.9).
     const std::string schedule =
         " in a layer of ratio " + std::to_string(static_cast<int>(kind)) + " of the config";
     if (kind != LayerKind::kWindow) {
@@ -82,7 +82,7 @@ class WeightLoader {
     return w;
   }
 
-  /// Ratio 4 pools over two windows, so its rows come in two halves (spec 3.6).
+  /// Ratio 4 pools over two windows, so its rows come in two halves (model.md 3.6).
   CompressorWeights Compressor(const std::string& at, int ratio, int head_dim) {
     const int64_t width = int64_t{ratio == 4 ? 2 : 1} * head_dim;
     CompressorWeights w;
@@ -99,7 +99,7 @@ class WeightLoader {
     if (hash_layer) {
       w.tid2eid =
           in_.IdTable(at + "gate.tid2eid", c_.vocab_size, c_.num_experts_per_tok, c_.n_routed_experts);
-      in_.Ignore(at + "gate.bias");  // some files have one; it has no use (spec 7.3.6)
+      in_.Ignore(at + "gate.bias");  // some files have one; it has no use (model.md 7.3.6)
     } else {
       w.bias = in_.Vector(at + "gate.bias", {c_.n_routed_experts});
       in_.RefuseIfPresent(at + "gate.tid2eid",
@@ -126,7 +126,7 @@ class WeightLoader {
   }
 
   /// transformers' state_dict: gate_up_proj [E, 2F, D] with the gate's rows first, down_proj [E, D, F]
-  /// (spec 7.1). An FP8 scale block of gate_up_proj may lie across the two halves, so w3 starts inside it.
+  /// (model.md 7.1). An FP8 scale block of gate_up_proj may lie across the two halves, so w3 starts inside it.
   ExpertWeights ExpertOfStack(const std::string& at, int expert) {
     const TensorReader::Part part{expert, c_.n_routed_experts};
     const int64_t width = c_.moe_intermediate_size;

@@ -83,7 +83,7 @@ struct ModelWeights {
 
   std::shared_ptr<const Checkpoint> checkpoint;  // keeps the mappings alive
 
-  /// Reads config.json, checks that every selected tensor has the dtype and shape of spec 7.1 and maps it. Every
+  /// Reads config.json, checks that every selected tensor has the dtype and shape of model.md 7.1 and maps it. Every
   /// refusal names file, tensor, wanted and got. NOT_FOUND: no such directory or file.
   static StatusOr<std::shared_ptr<const ModelWeights>> Load(const std::string& directory,
                                                             const WeightSelection& selection);

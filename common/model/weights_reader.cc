@@ -8,7 +8,7 @@
 namespace cachalot {
 namespace {
 
-constexpr int kFp8Block = 128, kFp4Block = 32;  // spec 7.2
+constexpr int kFp8Block = 128, kFp4Block = 32;  // model.md 7.2
 
 // Expert scales above this size are checked at both ends only: all of Flash's are 8 GB, most of which a
 // worker may never touch.
@@ -108,7 +108,7 @@ BlockScale TensorReader::Scale(const std::string& name, const MatrixView& matrix
   BlockScale scale{.block_rows = fp4 ? 1 : kFp8Block, .block_cols = fp4 ? kFp4Block : kFp8Block};
   const std::vector<int64_t> shape =
       Stacked(part, {CeilDiv(matrix.rows, scale.block_rows), CeilDiv(matrix.cols, scale.block_cols)});
-  // Base checkpoints may have fp32 scales on FP8 (spec 7.3.5); FP4 always comes with e8m0.
+  // Base checkpoints may have fp32 scales on FP8 (model.md 7.3.5); FP4 always comes with e8m0.
   if (!(fp4 ? Check(*tensor, {"F8_E8M0"}, shape) : Check(*tensor, {"F8_E8M0", "F32"}, shape))) return {};
   scale.dtype = tensor->entry->dtype == "F32" ? DType::kF32 : DType::kF8E8M0;
   const std::span<const std::byte> bytes = Map(*tensor, scale.dtype == DType::kF32 ? 4 : 1, part);

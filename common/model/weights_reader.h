@@ -1,6 +1,6 @@
 #pragma once
 // Reads single tensors of a checkpoint: finds them by official name, checks dtype and shape against what
-// spec 7.1 wants, maps them, checks their values (spec 7.4). common/model/weights walks the whole table with
+// model.md 7.1 wants, maps them, checks their values (model.md 7.4). common/model/weights walks the whole table with
 // it.
 
 #include <cstdint>
@@ -49,7 +49,7 @@ class TensorReader {
   void Ignore(const std::string& name) { asked_.emplace(name, false); }
 
   /// A matrix in whatever format it is stored in: the dtype decides, not the name and not the config
-  /// (spec 7.3.4). `name` ends in "weight", and its scale in "scale" instead; the scale of a stack is name +
+  /// (model.md 7.3.4). `name` ends in "weight", and its scale in "scale" instead; the scale of a stack is name +
   /// ".scale". Long scales of routed experts are checked at both ends only.
   MatrixView Matrix(const std::string& name, int64_t rows, int64_t cols, bool routed = false,
                     Part part = {0, 0});

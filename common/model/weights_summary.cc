@@ -22,14 +22,14 @@ int IndexBehind(std::string_view name, std::string_view prefix) {
 
 bool IsDSpark(std::string_view name) { return Contains(name, ".markov_head."); }
 
-/// Whether a block's tensor can only belong to an MTP or draft block (spec 6.1, 6.5).
+/// Whether a block's tensor can only belong to an MTP or draft block (model.md 6.1, 6.5).
 bool IsDraftOnly(std::string_view name) {
   for (std::string_view part : {".e_proj.", ".h_proj.", ".enorm.", ".hnorm."})
     if (Contains(name, part)) return true;
   return IsDSpark(name);
 }
 
-/// MTP blocks are named mtp.N, or as layers behind the last one (spec 7.3.6). The latter only if the first of
+/// MTP blocks are named mtp.N, or as layers behind the last one (model.md 7.3.6). The latter only if the first of
 /// them has what no main layer has: a config with too few layers must not make the rest of the model look
 /// like MTP.
 class DraftNames {

@@ -42,7 +42,7 @@ struct TensorGroup {
 struct CheckpointSummary {
   NameScheme names = NameScheme::kReleased;
   bool stacked_experts = false;
-  bool dspark = false;  // what kMtp holds is a DSpark draft (spec 6.5)
+  bool dspark = false;  // what kMtp holds is a DSpark draft (model.md 6.5)
   int files = 0;
   std::array<TensorGroup, kTensorGroups> groups;
   std::vector<int64_t> expert_bytes;    // [E] over all layers

@@ -4,7 +4,7 @@
 
 namespace cachalot {
 
-/// One expert of an MoE layer (spec 3.9); absent views where a role does not own it.
+/// One expert of an MoE layer (model.md 3.9); absent views where a role does not own it.
 struct ExpertMatrices {
   MatrixView w1, w3;  // [F, D] gate and up
   MatrixView w2;      // [D, F] down

@@ -1,5 +1,5 @@
 #pragma once
-// Number formats of DeepSeek-V4 checkpoints (spec 7.2) and their conversions, all exact.
+// Number formats of DeepSeek-V4 checkpoints (model.md 7.2) and their conversions, all exact.
 
 #include <array>
 #include <bit>

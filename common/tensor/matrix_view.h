@@ -9,7 +9,7 @@
 namespace cachalot {
 
 /// Scales of a quantised matrix: one per `block_rows` x `block_cols` block, the last block of either axis may be
-/// ragged. FP8: 128x128; FP4: 1x32 (spec 7.2).
+/// ragged. FP8: 128x128; FP4: 1x32 (model.md 7.2).
 struct BlockScale {
   DType dtype = DType::kF8E8M0;  // kF8E8M0 or kF32
   const void* data = nullptr;    // [ceil(rows / block_rows), ceil(cols / block_cols)]

@@ -1,4 +1,4 @@
-// Plain loops that read like the spec; sums in double. Every other back end is tested against these.
+// Plain loops that read like docs/model.md; sums in double. Every other back end is tested against these.
 
 #include <algorithm>
 #include <cmath>

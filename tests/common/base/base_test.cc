@@ -45,7 +45,7 @@ TEST(Status, AnnotateKeepsTheCode) {
 
 TEST(Ids, AreNotRepeated) { EXPECT_NE(RandomId(), RandomId()); }
 
-TEST(DType, DecodesTheGoldenValues) {  // spec 12.4
+TEST(DType, DecodesTheGoldenValues) {  // model.md 12.4
   EXPECT_EQ(kE4M3ToFloat[0x01], std::ldexp(1.f, -9));
   EXPECT_EQ(kE4M3ToFloat[0x08], std::ldexp(1.f, -6));
   EXPECT_EQ(kE4M3ToFloat[0x38], 1.f);

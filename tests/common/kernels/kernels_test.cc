@@ -180,7 +180,7 @@ TEST(Round, Bf16IsNearestEvenAndExactChangesNothing) {
   EXPECT_EQ(y[3], third);
 }
 
-TEST(HyperConnection, SplitGivesTheGoldenNumbers) {  // spec 12.2
+TEST(HyperConnection, SplitGivesTheGoldenNumbers) {  // model.md 12.2
   std::vector<float> m(24), base(24);
   for (int i = 0; i < 24; ++i) {
     m[i] = 0.1f * ((7 * i) % 11 - 5);
@@ -211,7 +211,7 @@ TEST(HyperConnection, ExpandSumsOverTheFirstIndexOfComb) {
   }
 }
 
-TEST(Router, ScoresGiveTheGoldenNumbersAndNeverUnderflowToNan) {  // spec 12.3
+TEST(Router, ScoresGiveTheGoldenNumbersAndNeverUnderflowToNan) {  // model.md 12.3
   float x[] = {-3, -.5f, 0, .75f, 2, -20, 5, 1, -100, 100};
   RefKernels().router_scores({x, 10});
   const double want[] = {.2204254, .6885325, .8325546, 1.0662415, 1.4583991, 4.54e-5, 2.2375691, 1.1459763, 0, 10};

@@ -7,7 +7,7 @@
 namespace cachalot {
 namespace {
 
-/// transformers' runtime name of every tensor of a layer, as spec 7.1 lists them.
+/// transformers' runtime name of every tensor of a layer, as model.md 7.1 lists them.
 constexpr std::pair<const char*, const char*> kLayerNames[] = {
     {"attn_norm.weight", "input_layernorm.weight"},
     {"ffn_norm.weight", "post_attention_layernorm.weight"},

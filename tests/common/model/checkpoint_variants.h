@@ -1,5 +1,5 @@
 #pragma once
-// Rewrites a checkpoint with released names into the other spellings and formats of spec 7.3, independently
+// Rewrites a checkpoint with released names into the other spellings and formats of model.md 7.3, independently
 // of the loader's own table of names. Everything here keeps every weight's value exactly.
 
 #include <bit>
@@ -44,7 +44,7 @@ inline StoredTensors SavePretrained(const StoredTensors& released) {
   });
 }
 
-/// spec 7.3.2.
+/// model.md 7.3.2.
 inline StoredTensors Converted(const StoredTensors& released) {
   return Renamed(released, [](std::string name) {
     name = Swap(Swap(Swap(name, ".attn.", ".self_attn."), ".ffn.", ".mlp."), "gate.bias",
@@ -109,7 +109,7 @@ struct Scaled {
 
 /// FP4 of one or two matrices below each other as one FP8 matrix with 128x128 blocks: exact, since the
 /// block's scale is its largest sub-scale / 2^6 and the rest of a sub-scale goes into the exponent of the
-/// value (spec 7.2).
+/// value (model.md 7.2).
 inline Scaled RecastToFp8(const std::vector<MatrixView>& parts, bool fp32_scale) {
   std::map<uint32_t, char> code;
   for (int i = 0; i < 256; ++i) code.emplace(std::bit_cast<uint32_t>(kE4M3ToFloat[i]), static_cast<char>(i));
@@ -140,7 +140,7 @@ inline Scaled RecastToFp8(const std::vector<MatrixView>& parts, bool fp32_scale)
   return out;
 }
 
-/// Base checkpoints (spec 7.3.5): the FP4 experts as FP8.
+/// Base checkpoints (model.md 7.3.5): the FP4 experts as FP8.
 inline StoredTensors Fp8Experts(const StoredTensors& released, bool fp32_scale) {
   StoredTensors out = released;
   for (const auto& [name, tensor] : released) {
@@ -152,7 +152,7 @@ inline StoredTensors Fp8Experts(const StoredTensors& released, bool fp32_scale) 
   return out;
 }
 
-/// The runtime name of spec 7.1 for everything but routed experts.
+/// The runtime name of model.md 7.1 for everything but routed experts.
 inline std::string RuntimeName(const std::string& name) {
   static const std::map<std::string, std::string> kTop = {
       {"embed.weight", "model.embed_tokens.weight"}, {"head.weight", "lm_head.weight"},
@@ -238,7 +238,7 @@ inline void Push(StoredTensor* stack, int experts, const StoredTensor& part) {
   stack->bytes += part.bytes;
 }
 
-/// spec 7.3.3: runtime names, the experts of a layer stacked.
+/// model.md 7.3.3: runtime names, the experts of a layer stacked.
 inline StoredTensors Runtime(const StoredTensors& released, int layers, int experts, StackAs as) {
   StoredTensors out;
   for (const auto& [name, tensor] : released)

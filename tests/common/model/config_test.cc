@@ -143,7 +143,7 @@ TEST(ConfigTest, MissingKeysHaveFlashValues) {
   EXPECT_THAT(c.eos_token_ids, ElementsAre(1));
   EXPECT_EQ(c.rope.theta, 10000);
   EXPECT_EQ(c.rope.compress_theta, 160000);
-  // 44 ratios, the last of which belongs to the MTP layer: layer 42 is CSA (spec 11.9).
+  // 44 ratios, the last of which belongs to the MTP layer: layer 42 is CSA (model.md 11.9).
   ASSERT_EQ(c.layers.size(), 43u);
   EXPECT_EQ(c.layers[42], LayerKind::kCsa);
   EXPECT_EQ(std::count(c.layers.begin(), c.layers.end(), LayerKind::kHca), 20);

@@ -1,5 +1,5 @@
 #pragma once
-// The tensor table of the released V4-Flash checkpoint (spec 7.1), and a set of sparse files that has it:
+// The tensor table of the released V4-Flash checkpoint (model.md 7.1), and a set of sparse files that has it:
 // real headers, no data. For everything that reads headers only.
 
 #include <filesystem>

@@ -1,5 +1,5 @@
 // What a row's bits may depend on: nothing but its sequence. In both modes, on every back end; then the boundaries of
-// window, compressor and indexer (spec 12.5), and what mode bf16 may differ from mode exact by.
+// window, compressor and indexer (model.md 12.5), and what mode bf16 may differ from mode exact by.
 
 #include <gtest/gtest.h>
 
@@ -213,7 +213,7 @@ TEST(Bf16, AFlippedChoiceIsAnotherFunction) {
   EXPECT_GT(*std::max_element(errors.begin(), errors.end()), 0.1);
 }
 
-/// Spec 4.5, bf16 rows and full state buffers, Flash's shape.
+/// model.md 4.5, bf16 rows and full state buffers, Flash's shape.
 TEST(KvBytes, AreThoseOfTheSpec) {
   KvModelShape shape;
   for (int i = 0; i < 43; ++i)

@@ -1,4 +1,4 @@
-// What a checkpoint holds and needs, by its headers: against the numbers of spec 1.3, 4 and 7.1, and against
+// What a checkpoint holds and needs, by its headers: against the numbers of model.md 1.3, 4 and 7.1, and against
 // what loading really maps.
 
 #include "common/model/memory_plan.h"
@@ -40,7 +40,7 @@ TEST(MemoryPlanTest, TheReleasedFlashTable) {
   EXPECT_FALSE(summary.dspark || summary.stacked_experts);
   EXPECT_EQ(summary.files, 46);
 
-  // spec 7.1; spec 1.3 counts FP4 pairs twice, gate.bias as parameters, scales and tid2eid not.
+  // model.md 7.1; model.md 1.3 counts FP4 pairs twice, gate.bias as parameters, scales and tid2eid not.
   EXPECT_EQ(summary.Total().tensors, 69187);
   EXPECT_EQ(summary.Total().bytes, 159609485896);
   EXPECT_EQ(summary.MainParameters(), 284332240471);
@@ -65,7 +65,7 @@ TEST(MemoryPlanTest, TheReleasedFlashTable) {
 TEST(MemoryPlanTest, FlashKvIsTheTableOfTheSpec) {
   const ModelConfig config = *ModelConfig::Parse(FlashTable::Config().dump(), "config.json");
   const KvPlan plan = PlanKv(config, 131072);
-  EXPECT_EQ(plan.bf16.per_token, 6880);  // spec 4.3
+  EXPECT_EQ(plan.bf16.per_token, 6880);  // model.md 4.3
   EXPECT_EQ(plan.fp32.per_token, 2 * 6880);
   EXPECT_EQ(plan.bf16.window, 5636096);
   EXPECT_EQ(plan.bf16.state, 12206080);
@@ -76,7 +76,7 @@ TEST(MemoryPlanTest, FlashKvIsTheTableOfTheSpec) {
   } table[] = {{1024, 24887296, 13111296},
                {32768, 243286016, 231510016},
                {131072, 919617536, 907841536},
-               {1048576, 7232045056, 7220269056}};  // spec 4.5
+               {1048576, 7232045056, 7220269056}};  // model.md 4.5
   for (const auto& row : table) {
     const KvPlan at = PlanKv(config, row.tokens);
     EXPECT_EQ(at.bf16_rows, row.full);

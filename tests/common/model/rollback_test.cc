@@ -1,4 +1,4 @@
-// Rollback (spec 4.2): a verify step of 1 + k tokens, rolled back to any accepted length, leaves the bits of
+// Rollback (model.md 4.2): a verify step of 1 + k tokens, rolled back to any accepted length, leaves the bits of
 // one-token steps: its logits, every row that a continuation reads, and the logits of what follows. In both
 // modes, around every boundary of ratio 4, ratio 128, window (16), index_topk (8 entries) and the rings'
 // wrap-arounds.

@@ -1,4 +1,4 @@
-// Every variant of spec 7.3 runs to the same bits as the checkpoint that it was made from.
+// Every variant of model.md 7.3 runs to the same bits as the checkpoint that it was made from.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -222,7 +222,7 @@ TEST(VariantsTest, RefusesBrokenStacks) {
 }
 
 TEST(VariantsTest, RefusesAScheduleOfOtherLayers) {
-  // An indexer where the config says HCA, a compressor where it says window (spec 7.4, 11.9), a table where
+  // An indexer where the config says HCA, a compressor where it says window (model.md 7.4, 11.9), a table where
   // it routes by score. Shapes agree with the config in each case, so nothing else would notice.
   const auto with = [](const std::string& name, const StoredTensor& tensor) {
     StoredTensors tensors = kTiny.Tensors();

@@ -195,7 +195,7 @@ TEST(WeightsTest, MisalignedDataIsCopied) {
 }
 
 TEST(WeightsTest, AcceptsTheSpellingsOfConvertedFiles) {
-  // spec 7.3 variant 2, int32 tables, a useless bias in a hash layer, MTP tensors and fp32 scales.
+  // model.md 7.3 variant 2, int32 tables, a useless bias in a hash layer, MTP tensors and fp32 scales.
   const Edited renamed(kFlash, [](StoredTensors& tensors) {
     StoredTensors out;
     for (auto& [name, tensor] : tensors) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes golden.json: logits and greedy tokens of the model of tests/common/model/pro_shape_test.cc by an
-independent implementation in numpy, reference.py of the model's specification (not part of this repository).
+independent implementation in numpy of docs/model.md: a reference.py that is not part of this repository.
 
   pro_shape_test --gtest_also_run_disabled_tests --gtest_filter='*WriteModelHere'     writes ./pro-shape
   make_golden.py path/to/reference.py pro-shape golden.json
