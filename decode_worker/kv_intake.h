@@ -1,5 +1,5 @@
 #pragma once
-// Judges the frames of KV hand-offs (DESIGN 3): which lease they are for, whether that still wants them,
+// Judges the frames of KV hand-offs (docs/kv.md): which lease they are for, whether that still wants them,
 // where their rows go. Pure: bytes in, verdict out; kv_service does the I/O. Control loop's thread.
 
 #include <functional>

@@ -172,7 +172,7 @@ bool PrefillFlow::Step() {
 
   const auto logits = model_.Forward(segments, experts_);
   if (!logits.ok()) {
-    // The rings of these sequences have moved on: only a new prefill can repair them (DESIGN 7: the router
+    // The rings of these sequences have moved on: only a new prefill can repair them (the router
     // retries).
     for (size_t i = jobs_.size(); i-- > 0;)
       if (take[i] > 0) Fail(i, logits.status());

@@ -1,5 +1,5 @@
 #pragma once
-// THE story of a request, in the steps of DESIGN 1 (numbered the same in request_flow.cc):
+// THE story of a request, in the steps of docs/architecture.md (numbered the same in request_flow.cc):
 //
 //   3 place -> 4 lease on a decode worker -> 5 prefill, pushed to it -> 6 tokens -> 8 to the client -> 9
 //   release

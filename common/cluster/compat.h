@@ -1,5 +1,5 @@
 #pragma once
-// What two peers must agree on before they share work (DESIGN 2), and sequences on the wire.
+// What two peers must agree on before they share work (docs/architecture.md), and sequences on the wire.
 
 #include <optional>
 #include <string_view>

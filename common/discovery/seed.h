@@ -1,5 +1,5 @@
 #pragma once
-// Where members of a role are looked for: at an address, or wherever a name leads (DESIGN 2).
+// Where members of a role are looked for: at an address, or wherever a name leads (docs/architecture.md).
 
 #include <cstdint>
 #include <string>

@@ -1,5 +1,5 @@
 #pragma once
-// What a sequence is to every role: enough state to resume it anywhere (DESIGN 2).
+// What a sequence is to every role: enough state to resume it anywhere (docs/architecture.md).
 
 #include <cstdint>
 #include <optional>

@@ -1,5 +1,5 @@
 #pragma once
-// One table of operations per back end. Every back end keeps batch invariance (DESIGN 5): the arithmetic of a row does
+// One table of operations per back end. All keep batch invariance (docs/numerics.md): the arithmetic of a row does
 // not depend on how many rows there are, on the thread count or on what runs beside it.
 
 #include <string>

@@ -77,7 +77,7 @@ struct ModelWeights {
   HyperConnectionWeights hc_head;
   std::vector<LayerWeights> layers;
 
-  /// SHA-256 (hex) over the canonical config, the safetensors headers and a sample of each tensor (DESIGN 2): equal
+  /// SHA-256 (hex) over the canonical config, the safetensors headers and a sample of each tensor (docs/checkpoints.md): equal
   /// for every role of one checkpoint whatever part of it the role maps.
   std::string fingerprint;
 

@@ -1,7 +1,7 @@
 #pragma once
 // Which rows meet which experts, as a pure function of the router's choice. A slot is one (row, reduction group) pair
 // that some expert touches; the experts of a slot are summed in ascending id, the slots of a row in ascending group
-// (DESIGN 4). Both orders are the same whoever computes a group.
+// (docs/numerics.md). Both orders are the same whoever computes a group.
 
 #include <cstdint>
 #include <span>

@@ -1,4 +1,4 @@
-// Workers that come and go by DNS under load, and routers that die under their streams (DESIGN 2, 7), with real
+// Workers that come and go by DNS under load, and routers that die under their streams (docs/architecture.md), with real
 // processes.
 
 #include <gmock/gmock.h>

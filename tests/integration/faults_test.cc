@@ -1,4 +1,4 @@
-// What must happen when a client leaves or a worker dies (DESIGN 7), with real processes.
+// What must happen when a client leaves or a worker dies (docs/architecture.md), with real processes.
 
 #include <atomic>
 #include <csignal>

@@ -1,4 +1,4 @@
-// Every link of a request's life breaks at the numbered steps of DESIGN 1, and every role dies, stops or
+// Every link of a request's life breaks at the numbered steps of docs/architecture.md, and every role dies, stops or
 // drains, under sixteen streams: no token is lost, repeated or wrong, nothing leaks, no process ends.
 
 #include <gmock/gmock.h>
@@ -21,7 +21,7 @@ constexpr int kMaxTokens = 64;
 constexpr Duration kSettled = seconds(15);
 constexpr int kUnavailable = 14;
 
-/// A place on a request's way, by the number of its step in DESIGN 1.
+/// A place on a request's way, by the number of its step in docs/architecture.md.
 struct Step {
   const char* name;
   Link link;

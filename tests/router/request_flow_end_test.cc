@@ -11,7 +11,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-/// The waits of a request, by the numbers of DESIGN 1.
+/// The waits of a request, by the numbers of docs/architecture.md.
 enum class Step {
   k3SeekDecode,
   k4Lease,

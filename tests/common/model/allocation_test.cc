@@ -1,4 +1,4 @@
-// After warm-up a decode step allocates nothing in model, kernels, kv and sampling (DESIGN 5).
+// After warm-up a decode step allocates nothing in model, kernels, kv and sampling (CONTRIBUTING.md).
 
 #include <gtest/gtest.h>
 
