@@ -256,7 +256,7 @@ void ReadRopeParameters(FieldReader& in, const Json& parameters, RopeConfig* rop
     const bool yarn = ReadYarn(nested, compress ? &rope->yarn_config : &unused);
     if (compress) rope->yarn = yarn;
     if (!compress && yarn)
-      nested.Refuse("rope_type", "default: window-only layers have no YaRN (model.md 5)", "yarn");
+      nested.Refuse("rope_type", "default: window-only layers have no YaRN", "yarn");
     in.Take(nested);
   }
 }

@@ -9,8 +9,8 @@
 
 namespace cachalot {
 
-/// Every expert set is split into this many fixed contiguous reduction groups (docs/numerics.md): partial sums are formed
-/// inside a group and added in group order, so that any shard count that divides it gives the same bits.
+/// Every expert set is split into this many fixed contiguous reduction groups (docs/numerics.md): partial sums are
+/// formed inside a group and added in group order, so that any shard count that divides it gives the same bits.
 inline constexpr int kReductionGroups = 8;
 
 enum class LayerKind : uint8_t {

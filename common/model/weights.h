@@ -77,8 +77,8 @@ struct ModelWeights {
   HyperConnectionWeights hc_head;
   std::vector<LayerWeights> layers;
 
-  /// SHA-256 (hex) over the canonical config, the safetensors headers and a sample of each tensor (docs/checkpoints.md): equal
-  /// for every role of one checkpoint whatever part of it the role maps.
+  /// SHA-256 (hex) over the canonical config, the safetensors headers and a sample of each tensor: equal for every
+  /// role (docs/checkpoints.md) of one checkpoint whatever part of it the role maps.
   std::string fingerprint;
 
   std::shared_ptr<const Checkpoint> checkpoint;  // keeps the mappings alive

@@ -1,5 +1,5 @@
-// Workers that come and go by DNS under load, and routers that die under their streams (docs/architecture.md), with real
-// processes.
+// Workers that come and go by DNS under load, and routers that die under their streams (docs/architecture.md), with
+// real processes.
 
 #include <gmock/gmock.h>
 
