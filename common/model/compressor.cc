@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/kernels/limits.h"
+
 namespace cachalot {
 namespace {
 
@@ -27,7 +29,7 @@ void Emit(Step& step, SequenceKv& kv, int layer, const CompressorWeights& w, con
   step.Round(entry, width);
   step.kernels.rms_norm({entry, w.norm.data(), entry, 1, width, step.config.rms_norm_eps});
   step.Round(entry, width);
-  float cos[256], sin[256];
+  float cos[kMaxRopeDim / 2], sin[kMaxRopeDim / 2];
   const int64_t position = ratio * window;
   step.rope_compress.Fill({&position, 1}, cos, sin);
   step.kernels.rope({entry, cos, sin, 1, 1, width, step.config.rope_dim, false});

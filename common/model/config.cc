@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "common/base/log.h"
+#include "common/kernels/limits.h"
 
 namespace cachalot {
 namespace {
@@ -137,7 +138,7 @@ void ReadSizes(FieldReader& in, ModelConfig* c) {
   c->n_routed_experts = size({"n_routed_experts"}, 256);
   c->num_experts_per_tok = size({"num_experts_per_tok", "n_activated_experts"}, 6);
   c->moe_intermediate_size = size({"moe_intermediate_size", "moe_inter_dim"}, 2048);
-  c->hc_mult = static_cast<int>(in.Int({"hc_mult"}, 4, 1, 64));
+  c->hc_mult = static_cast<int>(in.Int({"hc_mult"}, 4, 1, kMaxStreams));
   c->hc_sinkhorn_iters = static_cast<int>(in.Int({"hc_sinkhorn_iters"}, 20, 1, 1000));
   c->routed_scaling_factor = static_cast<float>(in.Real({"routed_scaling_factor", "route_scale"}, 1.5, 0));
   c->swiglu_limit = static_cast<float>(in.Real({"swiglu_limit"}, 10, 0));
@@ -293,9 +294,9 @@ void ReadRopeDim(FieldReader& in, ModelConfig* c) {
       in.Refuse(key, "a whole number of channels of head_dim", std::to_string(channels));
     }
   }
-  if (c->rope_dim % 2 != 0 || c->rope_dim > c->head_dim || c->rope_dim < 2) {
-    in.Refuse(key, "an even number of RoPE channels in [2, head_dim = " + std::to_string(c->head_dim) + "]",
-              std::to_string(c->rope_dim));
+  const int most = std::min(c->head_dim, kMaxRopeDim);
+  if (c->rope_dim % 2 != 0 || c->rope_dim > most || c->rope_dim < 2) {
+    in.Refuse(key, "an even number of RoPE channels in [2, " + std::to_string(most) + "]", std::to_string(c->rope_dim));
   }
 }
 

@@ -62,7 +62,8 @@ Json Released(const ModelConfig& c) {
 void CheckConfig(const ModelConfig& c) {
   const auto layers = static_cast<size_t>(c.num_hidden_layers);
   CHECK(layers > 0 && c.layers.size() == layers && c.hash_layer.size() == layers && !c.eos_token_ids.empty());
-  CHECK(c.rope_dim >= 2 && c.rope_dim % 2 == 0 && c.rope_dim <= c.head_dim);
+  CHECK(c.rope_dim >= 2 && c.rope_dim % 2 == 0 && c.rope_dim <= c.head_dim && c.rope_dim <= 512);
+  CHECK(c.hc_mult >= 1 && c.hc_mult <= 8);
   CHECK(c.num_experts_per_tok <= c.n_routed_experts && c.num_attention_heads % c.o_groups == 0);
   for (float value : {c.routed_scaling_factor, c.swiglu_limit, c.rms_norm_eps})
     CHECK(std::isfinite(value) && value > 0);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/kernels/kernels.h"
+#include "common/kernels/limits.h"
 #include "common/kernels/ref/dequantise.h"
 
 // Highway always compiles a fallback too; the emulated one has every operation that is used here. CpuKernels() never
@@ -317,7 +318,6 @@ void Attend(const AttendParams& p) {
 
 void HcExpand(const HcExpandParams& p) {
   const int H = p.streams;
-  constexpr int kMaxStreams = 8;
   for (int64_t t = 0; t < p.tokens; ++t) {
     float* h = p.h + t * H * p.hidden;
     const float* y = p.y + t * p.hidden;

@@ -235,7 +235,12 @@ TEST(ConfigTest, RefusesWrongTypes) {
 
 TEST(ConfigTest, RefusesImpossibleValues) {
   EXPECT_THAT(With("qk_rope_head_dim", 7), AllOf(HasSubstr("even number"), HasSubstr("got 7")));
-  EXPECT_THAT(With("qk_rope_head_dim", 34), HasSubstr("head_dim = 32"));
+  EXPECT_THAT(With("qk_rope_head_dim", 34), HasSubstr("in [2, 32], got 34"));
+  Json wide = Tiny("config.official.json");
+  wide["head_dim"] = 2048;
+  wide["qk_rope_head_dim"] = 514;
+  EXPECT_THAT(StatusMessage(ModelConfig::Parse(wide.dump(), "f").status()), HasSubstr("in [2, 512], got 514"));
+  EXPECT_THAT(With("hc_mult", 9), HasSubstr("hc_mult': wanted an integer in [1, 8], got 9"));
   EXPECT_THAT(With("num_experts_per_tok", 17), HasSubstr("at most n_routed_experts = 16, got 17"));
   EXPECT_THAT(With("o_groups", 3), HasSubstr("a divisor of num_attention_heads = 4, got 3"));
   EXPECT_THAT(With("index_head_dim", 4), HasSubstr("index_head_dim"));
