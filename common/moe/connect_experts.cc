@@ -122,8 +122,8 @@ class NamedPeers {
   const std::vector<std::shared_ptr<Peer>>& peers() const { return peers_; }
   std::string Trouble() const { return watch_.Trouble(); }
 
-  /// Asks DNS when that is due and takes what it has said. Peers that have left DNS are forgotten, but not those
-  /// in `used`.
+  /// Asks DNS when that is due and takes what it has said. Peers that have left DNS are forgotten, but not
+  /// those in `used`.
   void Update(bool soon, std::span<const std::shared_ptr<Peer>> used = {}) {
     watch_.Ask(loop_->Now(), soon);
     const std::vector<std::string> addresses = watch_.Addresses();
@@ -140,11 +140,11 @@ class NamedPeers {
     }
   }
 
-  /// Describes `peer` unless that was done just now; true while an answer may come.
-  bool AskFresh(const std::shared_ptr<Peer>& peer) {
-    const TimePoint now = loop_->Now();
-    const Duration lasts = peer->answer && peer->answer->ok() ? kDescribeTimeout : kAskAgain;
-    if (!peer->asking && (!peer->answer || now >= peer->asked + lasts)) Ask(loop_, peer);
+  /// Describes `peer` unless that was done just now, for an answer that was no error within `lasts`; true
+  /// while an answer may come.
+  bool AskFresh(const std::shared_ptr<Peer>& peer, Duration lasts = kDescribeTimeout) {
+    if (!peer->answer || !peer->answer->ok()) lasts = kAskAgain;
+    if (!peer->asking && (!peer->answer || loop_->Now() >= peer->asked + lasts)) Ask(loop_, peer);
     return peer->asking;
   }
 
@@ -167,37 +167,19 @@ class GrpcChannelFactory final : public ChannelFactory {
   }
 
   StatusOr<std::unique_ptr<FrameChannel>> Connect(int shard, TimePoint deadline) override {
-    const std::shared_ptr<Peer>& peer = peers_[shard];
-    // The result of an attempt that has ended since the last Connect counts; what it found may have gone
-    // since, but then the stream says so.
-    if (!peer->answer || !peer->answer->ok()) Ask(loop_, peer);
-    loop_->PollOnce(TimePoint::min());
-    bool others = LookForStandIn(shard);
-    while (!peer->answer && (!peer->Refused() || others) && loop_->Now() < deadline) {
-      loop_->PollOnce(std::min(deadline, loop_->Now() + kLookAgain));
-      others = !peer->answer && LookForStandIn(shard);
-    }
-    if (!peer->answer)
-      return Unavailable(peer->Refused() ? "no connection; trying again" : "no answer to Describe yet");
-    const StatusOr<v1::Description> answer = *std::exchange(peer->answer, std::nullopt);
-    if (named_) {
-      // The address may have gone to a pod of another kind: no reason to give the shard up.
-      const Status unfit = answer.ok() ? Fits(shard, *peer, *answer) : answer.status();
-      if (!unfit.ok()) {
-        LookForStandIn(shard);  // for the next Connect
-        return Unavailable(StatusMessage(unfit) + "; looking for another");
-      }
-    }
-    if (!answer.ok()) return answer.status();
-    ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(*peer, *answer, needs_));
-    RETURN_IF_ERROR(map_.CheckSame(info));
+    ASSIGN_OR_RETURN(const v1::Description description,
+                     named_ ? FindByName(shard, deadline) : AskFixed(shard, deadline));
+    const Peer& peer = *peers_[shard];
+    ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(peer, description, needs_));
+    // A name's shards may have exchanged their addresses; FindByName has compared the shard.
+    if (!named_) RETURN_IF_ERROR(map_.CheckSame(info));
     if (info.epoch != map_[shard].epoch) {
       LogInfo("expert " + map_.Name(shard) + " has restarted: epoch " + HexId(info.epoch) + " after " +
               HexId(map_[shard].epoch));
       map_.SetEpoch(shard, info.epoch);
     }
-    return OpenGrpcChannel(loop_, peer->channel, kExpertDispatchMethod,
-                           {.peer = peer->address, .metadata = {{kExpertEpochKey, HexId(info.epoch)}}});
+    return OpenGrpcChannel(loop_, peer.channel, kExpertDispatchMethod,
+                           {.peer = peer.address, .metadata = {{kExpertEpochKey, HexId(info.epoch)}}});
   }
 
   const ShardInfo* Current(int shard) const override { return named_ ? &map_[shard] : nullptr; }
@@ -211,25 +193,64 @@ class GrpcChannelFactory final : public ChannelFactory {
   void Silent(int shard) override { peers_[shard]->Reconnect(); }
 
  private:
+  /// The result of an attempt that has ended since the last Connect counts, here and in FindByName; what it
+  /// found may have gone since, but then the stream says so.
+  StatusOr<v1::Description> AskFixed(int shard, TimePoint deadline) {
+    const std::shared_ptr<Peer>& peer = peers_[shard];
+    if (!peer->answer || !peer->answer->ok()) Ask(loop_, peer);
+    loop_->PollOnce(TimePoint::min());
+    while (!peer->answer && !peer->Refused() && loop_->Now() < deadline)
+      loop_->PollOnce(std::min(deadline, loop_->Now() + kLookAgain));
+    if (!peer->answer) return NoAnswer(*peer);
+    return *std::exchange(peer->answer, std::nullopt);
+  }
+
+  StatusOr<v1::Description> FindByName(int shard, TimePoint deadline) {
+    loop_->PollOnce(TimePoint::min());
+    for (;;) {
+      const bool asking = LookForService(shard);
+      Peer& peer = *peers_[shard];
+      if (HasShard(shard, peer)) return *std::exchange(peer.answer, std::nullopt);
+      if (!asking || loop_->Now() >= deadline) break;
+      loop_->PollOnce(std::min(deadline, loop_->Now() + kLookAgain));
+    }
+    const Peer& peer = *peers_[shard];
+    if (!peer.answer) return NoAnswer(peer);
+    // The address may have gone to a pod of another kind: no reason to give the shard up. The answer stays:
+    // it may be what another lost shard looks for.
+    const Status unfit = peer.answer->ok() ? Fits(shard, peer, **peer.answer) : peer.answer->status();
+    return Unavailable(StatusMessage(unfit) + "; looking for another");
+  }
+
+  static Status NoAnswer(const Peer& peer) {
+    return Unavailable(peer.Refused() ? "no connection; trying again" : "no answer to Describe yet");
+  }
+
   Status Fits(int shard, const Peer& peer, const v1::Description& description) const {
     ASSIGN_OR_RETURN(const ShardInfo info, CheckPeer(peer, description, needs_));
     return map_.CheckStandIn(shard, info);
   }
+  bool HasShard(int shard, const Peer& peer) const {
+    return peer.answer && peer.answer->ok() && Fits(shard, peer, **peer.answer).ok();
+  }
 
-  /// While the shard's service does not answer: asks the others that its name leads to, and puts one that has
-  /// this shard in its place. True while somebody may still answer.
-  bool LookForStandIn(int shard) {
+  /// Asks the lost shard's service and, until it has said that it has the shard, the others that its name
+  /// leads to; puts one that has the shard in its place. Those of other shards are asked as well: they may
+  /// have exchanged their addresses, and a connection to a host that vanished looks alive. True while
+  /// somebody may still answer.
+  bool LookForService(int shard) {
     std::shared_ptr<Peer>& current = peers_[shard];
-    if (!named_ || current->answer) return false;
+    const bool unfit = current->answer && !HasShard(shard, *current);
+    bool asking = named_->AskFresh(current, unfit ? kAskAgain : kDescribeTimeout) && !current->Refused();
+    if (HasShard(shard, *current)) return false;
     named_->Update(/*soon=*/true, peers_);
-    bool asking = false;
     for (const auto& peer : named_->peers()) {
-      if (std::find(peers_.begin(), peers_.end(), peer) != peers_.end()) continue;  // it has its shard
+      if (peer == current) continue;
       if (named_->AskFresh(peer)) {
-        asking = true;
+        asking |= !peer->Refused();
         continue;
       }
-      if (!peer->answer || !peer->answer->ok() || !Fits(shard, *peer, **peer->answer).ok()) continue;
+      if (!HasShard(shard, *peer)) continue;
       LogInfo("expert " + map_.Name(shard) + " is replaced by " + peer->address);
       map_.Replace(shard, *CheckPeer(*peer, **peer->answer, needs_));
       current = peer;

@@ -62,8 +62,7 @@ Status RemoteExperts::Begin(const ExpertCall& call) {
   ++call_id_;
   progress_->WaitUntil(TimePoint::min());  // shows channels that broke since the last call
   plans_ = &splitter_.Split(*call.plan, map_.groups(), map_.shards());
-  for (int s = 0; s < map_.shards(); ++s)
-    if (!(*plans_)[s].empty()) RETURN_IF_ERROR(EnsureChannel(s, clock_->Now() + options_.reconnect_wait));
+  RETURN_IF_ERROR(EnsureNeeded());
   begun_ = clock_->Now();
   for (int s = 0; s < map_.shards(); ++s) {
     const ShardPlan& plan = (*plans_)[s];
@@ -74,6 +73,19 @@ Status RemoteExperts::Begin(const ExpertCall& call) {
     }
   }
   return OkStatus();
+}
+
+Status RemoteExperts::EnsureNeeded() {
+  Status first = OkStatus();
+  for (int s = 0; s < map_.shards(); ++s) {
+    if ((*plans_)[s].empty()) continue;
+    // The call has failed with the first that cannot be reached, but the others come back no sooner than they
+    // are looked for. Their attempts go on in the next calls, so there is nothing to wait for.
+    const Duration wait = first.ok() ? options_.reconnect_wait : Duration::zero();
+    Status made = EnsureChannel(s, clock_->Now() + wait);
+    if (first.ok()) first = std::move(made);
+  }
+  return first;
 }
 
 Status RemoteExperts::PostCall(int shard, const ShardPlan& plan) {

@@ -87,6 +87,8 @@ class RemoteExperts final : public ExpertBackend {
     bool waiting = false;  // for the reply to the current call
   };
   Status EnsureChannel(int shard, TimePoint deadline);
+  /// All that the current call needs, or the first error after every one of them was tried.
+  Status EnsureNeeded();
   Status PostCall(int shard, const ShardPlan& plan);
   /// Takes what has arrived for `shard`.
   Status Receive(int shard);

@@ -326,6 +326,51 @@ TEST_F(NamedExperts, ALostShardIsFoundAtItsNewAddress) {
   ExpectTheBits(**backend);
 }
 
+TEST_F(NamedExperts, ShardsThatExchangeAddressesAreFoundAgain) {
+  StartAt(1, 0, 2);
+  StartAt(2, 1, 2);
+  Publish({1, 2});
+  const auto backend = ConnectByName();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ExpectTheBits(**backend);
+  at_.clear();
+  StartAt(1, 1, 2);
+  StartAt(2, 0, 2);
+  ExpectTheBits(**backend);
+  // One takes the other's address, the other a new one.
+  at_.clear();
+  StartAt(1, 0, 2);
+  StartAt(3, 1, 2);
+  Publish({1, 3});
+  ExpectTheBits(**backend);
+}
+
+TEST_F(NamedExperts, AShardIsFoundWhereAnotherWasThatMoved) {
+  StartAt(1, 0, 2);
+  StartAt(2, 1, 2);
+  Publish({1, 2});
+  const auto backend = ConnectByName();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ExpectTheBits(**backend);
+  at_.clear();
+  StartAt(2, 0, 2);
+  StartAt(3, 1, 2);
+  Publish({2, 3});
+  ExpectTheBits(**backend);
+}
+
+TEST_F(NamedExperts, ShardsThatMoveInACircleAreFoundAgain) {
+  constexpr int kShards = 4;
+  for (int s = 0; s < kShards; ++s) StartAt(1 + s, s, kShards);
+  Publish({1, 2, 3, 4});
+  const auto backend = ConnectByName();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ExpectTheBits(**backend);
+  at_.clear();
+  for (int s = 0; s < kShards; ++s) StartAt(1 + s, (s + 1) % kShards, kShards);
+  ExpectTheBits(**backend);
+}
+
 TEST_F(NamedExperts, OneThatComesBackWhereItWasIsUsedAgain) {
   StartAt(1, 0, 1);
   Publish({1});

@@ -217,6 +217,20 @@ TEST_F(RemoteFaults, AShardThatIsAwayIsNamedUntilItComesBack) {
   ExpectRight(*remote);
 }
 
+TEST_F(RemoteFaults, ALostShardDoesNotKeepOthersFromComingBack) {
+  const auto remote = cluster_.NewBackend();
+  ExpectRight(*remote);
+  cluster_.Kill(1);
+  cluster_.Kill(2);
+  ExpectError(*remote, StatusCode::kUnavailable, HasSubstr("shard 1/4 at step1"));
+  cluster_.Start(2);
+  const uint64_t connects = remote->stats().connects;
+  ExpectError(*remote, StatusCode::kUnavailable, HasSubstr("shard 1/4 at step1"));
+  EXPECT_EQ(remote->stats().connects, connects + 1) << "shard 2 is back";
+  cluster_.Start(1);
+  ExpectRight(*remote);
+}
+
 TEST_F(RemoteFaults, AShardThatDiesWhileItComputesBreaksTheCallAtOnce) {
   const auto remote = cluster_.NewBackend();
   ASSERT_TRUE(remote->Begin(call_.call()).ok());
