@@ -17,7 +17,7 @@ Status Serve(RoleProcess& process, const DecodeConfig& config) {
   RETURN_IF_ERROR(server.Start(
       worker.local_experts()
           ? server.LocalBackend()
-          : ExpertsElsewhere(worker, server.compat(), loaded->weights->config.n_routed_experts,
+          : ExpertsElsewhere(worker, server.compat(), loaded->weights->config,
                              {config.server.decode.max_batch, "--max-batch"}, process)));
   process.Ready(BoundAddress(worker.listen, server.port()));
   process.WaitForStop();

@@ -18,7 +18,7 @@ Status Serve(RoleProcess& process, const PrefillConfig& config) {
   RETURN_IF_ERROR(server.Start(
       worker.local_experts()
           ? server.LocalBackend()
-          : ExpertsElsewhere(worker, server.compat(), loaded->weights->config.n_routed_experts,
+          : ExpertsElsewhere(worker, server.compat(), loaded->weights->config,
                              {config.server.max_chunk_tokens, "--max-chunk-tokens"}, process)));
   process.Ready(BoundAddress(worker.listen, server.port()));
   process.WaitForStop();

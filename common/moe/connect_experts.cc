@@ -9,6 +9,8 @@
 #include "common/base/log.h"
 #include "common/cluster/compat.h"
 #include "common/discovery/ares_resolver.h"
+#include "common/kernels/kernels.h"
+#include "common/moe/expert_frame.h"
 #include "common/moe/expert_method.h"
 #include "common/rpc/client.h"
 #include "common/transport/grpc_transport.h"
@@ -87,7 +89,34 @@ struct Needs {
   v1::Compat compat;
   int64_t rows = 0;  // of a call, at most
   std::string rows_flag;
+  int64_t hidden = 0, experts_per_row = 0;
+  int64_t max_frame_bytes = 0;
 };
+
+/// A frame that is too long would fail in the middle of a request, with all requests that share the step.
+Status CheckFrames(const ShardInfo& info, const Needs& needs) {
+  if (needs.rows == 0 || needs.hidden == 0) return OkStatus();
+  const bool bf16 = needs.compat.mode() == kernels::ModeName(kernels::NumericMode::kBf16);
+  const ExpertFrameShape shape{
+      .hidden = needs.hidden,
+      .experts_per_row = needs.experts_per_row,
+      .shard_experts = int64_t{info.expert_end} - info.expert_begin,
+      .shard_groups = static_cast<int64_t>(needs.compat.reduction_groups()) / std::max(info.shards, 1),
+      .wire_type = bf16 ? ExpertWireType::kBf16 : ExpertWireType::kF32};
+  const auto longest = [&](int64_t rows) {
+    const ExpertFrameBytes bytes = LongestExpertFrames(shape, rows);
+    return std::max(bytes.call, bytes.reply);
+  };
+  const int64_t bytes = longest(needs.rows);
+  if (bytes <= needs.max_frame_bytes) return OkStatus();
+  const int64_t none = longest(0), fit = (needs.max_frame_bytes - none) / (longest(1) - none);
+  const bool call = bytes == LongestExpertFrames(shape, needs.rows).call;
+  return FailedPrecondition("expert service " + info.address + ": a step here may have " +
+                            std::to_string(needs.rows) + " rows (" + needs.rows_flag + "), whose " +
+                            (call ? "call" : "reply") + " may have " + std::to_string(bytes) +
+                            " bytes; a frame has at most " + std::to_string(needs.max_frame_bytes) +
+                            ", enough for " + std::to_string(fit) + " rows: lower " + needs.rows_flag);
+}
 
 StatusOr<ShardInfo> CheckPeer(const Peer& peer, const v1::Description& description, const Needs& needs) {
   if (description.role() != v1::ROLE_EXPERT)
@@ -100,12 +129,14 @@ StatusOr<ShardInfo> CheckPeer(const Peer& peer, const v1::Description& descripti
                               " rows in a call (its --max-call-rows), a step here may have " +
                               std::to_string(needs.rows) + " (" + needs.rows_flag +
                               "): raise the one or lower the other");
-  return ShardInfo{peer.address,
-                   description.epoch(),
-                   static_cast<int>(description.shard()),
-                   static_cast<int>(description.shards()),
-                   static_cast<int>(description.expert_begin()),
-                   static_cast<int>(description.expert_end())};
+  const ShardInfo info{peer.address,
+                       description.epoch(),
+                       static_cast<int>(description.shard()),
+                       static_cast<int>(description.shards()),
+                       static_cast<int>(description.expert_begin()),
+                       static_cast<int>(description.expert_end())};
+  RETURN_IF_ERROR(CheckFrames(info, needs));
+  return info;
 }
 
 /// The services by name: who is there now, whatever shard it has.
@@ -179,7 +210,9 @@ class GrpcChannelFactory final : public ChannelFactory {
       map_.SetEpoch(shard, info.epoch);
     }
     return OpenGrpcChannel(loop_, peer.channel, kExpertDispatchMethod,
-                           {.peer = peer.address, .metadata = {{kExpertEpochKey, HexId(info.epoch)}}});
+                           {.peer = peer.address,
+                            .max_frame_bytes = static_cast<size_t>(needs_.max_frame_bytes),
+                            .metadata = {{kExpertEpochKey, HexId(info.epoch)}}});
   }
 
   const ShardInfo* Current(int shard) const override { return named_ ? &map_[shard] : nullptr; }
@@ -389,7 +422,8 @@ StatusOr<std::unique_ptr<RemoteExperts>> ConnectExperts(const std::vector<std::s
     }
     named = std::make_unique<NamedPeers>(loop, std::move(names), peers, std::move(resolver), options.names);
   }
-  const Needs needs{compat, options.step_rows, options.step_rows_flag};
+  const Needs needs{compat,         options.step_rows,       options.step_rows_flag,
+                    options.hidden, options.experts_per_row, options.max_frame_bytes};
   ASSIGN_OR_RETURN(ShardMap map, named ? WaitForShards(*named, loop, needs, experts, options)
                                        : WaitForListed(peers, loop, needs, experts, options));
   if (named) peers = named->peers();

@@ -16,6 +16,7 @@
 #include "common/discovery/name_watch.h"
 #include "common/moe/remote_experts.h"
 #include "common/rpc/loop.h"
+#include "common/transport/grpc_transport.h"
 
 namespace cachalot {
 
@@ -29,15 +30,20 @@ struct ConnectExpertsOptions {
   /// that takes less in a call does not fit.
   int64_t step_rows = 0;
   std::string step_rows_flag;
+  /// Of the model, for what the rows of a step make in bytes; 0: not known. A service does not fit either
+  /// when the longest call or reply is no frame.
+  int64_t hidden = 0;
+  int64_t experts_per_row = 0;
+  int64_t max_frame_bytes = kMaxGrpcFrameBytes;
   /// For names among the addresses: who resolves them (null: c-ares with `dns_servers`, as AresOptions has it).
   std::shared_ptr<Resolver> resolver;
   std::string dns_servers;
   NameWatchOptions names;
 };
 
-/// Waits until every service answers Describe, checks that they fit (CheckCompat, rows of a call) and cover
-/// every expert exactly once, and opens a stream to each. `addresses` as for CreateChannel, in any order.
-/// DEADLINE_EXCEEDED names the silent ones, FAILED_PRECONDITION what does not fit.
+/// Waits until every service answers Describe, checks that they fit (CheckCompat, rows and bytes of a
+/// call) and cover every expert exactly once, and opens a stream to each. `addresses` as for CreateChannel,
+/// in any order. DEADLINE_EXCEEDED names the silent ones, FAILED_PRECONDITION what does not fit.
 ///
 /// With dns:NAME:PORT among them (Seed) every address of the name may be a service: those that do not fit are
 /// passed over, one of several with the same shard is taken, and it waits until all shards are there:

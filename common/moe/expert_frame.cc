@@ -157,6 +157,14 @@ std::vector<std::byte> EncodeExpertCall(uint64_t call, int layer,
   return frame;
 }
 
+ExpertFrameBytes LongestExpertFrames(const ExpertFrameShape& shape, int64_t rows) {
+  const int64_t header = kHeaderBytes, assignment = sizeof(ExpertAssignment);
+  const int64_t row = shape.hidden * static_cast<int64_t>(ValueBytes(shape.wire_type));
+  const int64_t assignments = std::min(shape.experts_per_row, shape.shard_experts);
+  const int64_t slots = std::min(assignments, shape.shard_groups);
+  return {.call = header + rows * (assignments * assignment + row), .reply = header + rows * slots * row};
+}
+
 Status DecodeExpertCall(const ExpertFrameView& frame, const ExpertCallLimits& limits, ExpertCallView* call) {
   const ExpertFrameHeader& h = frame.header;
   if (h.kind != ExpertFrameKind::kCall) return InvalidArgument("not a call");

@@ -71,6 +71,23 @@ struct ExpertCallView {
   const float* x = nullptr;  // [rows, hidden]
 };
 
+/// What makes the frames between a caller and one shard long.
+struct ExpertFrameShape {
+  int64_t hidden = 0;
+  int64_t experts_per_row = 0;                  // that a row meets in all shards together
+  int64_t shard_experts = 0, shard_groups = 0;  // that this shard has
+  ExpertWireType wire_type = ExpertWireType::kF32;
+};
+
+/// Bytes of whole frames.
+struct ExpertFrameBytes {
+  int64_t call = 0, reply = 0;
+};
+
+/// The longest call of `rows` rows and the longest reply to it: every row meets as many of the shard's
+/// experts, and of its groups, as it can.
+ExpertFrameBytes LongestExpertFrames(const ExpertFrameShape& shape, int64_t rows);
+
 /// What a service accepts.
 struct ExpertCallLimits {
   int layers = 0;

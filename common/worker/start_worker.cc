@@ -22,17 +22,19 @@ StatusOr<std::unique_ptr<LoadedWorker>> LoadWorker(const WorkerConfig& config) {
 
 std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop*)> ExpertsElsewhere(const WorkerConfig& config,
                                                                                      const v1::Compat& compat,
-                                                                                     int n_routed_experts,
+                                                                                     const ModelConfig& model,
                                                                                      StepRows step_rows,
                                                                                      const RoleProcess& process) {
-  return [&config, &compat, n_routed_experts, step_rows, &process](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
+  return [&config, &compat, &model, step_rows, &process](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
     ConnectExpertsOptions options;
     options.give_up = [&process] { return process.stopping(); };
     options.dns_servers = config.dns_server;
     options.step_rows = step_rows.most;
     options.step_rows_flag = step_rows.flag;
+    options.hidden = model.hidden_size;
+    options.experts_per_row = model.num_experts_per_tok;
     ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> experts,
-                     ConnectExperts(config.experts, loop, compat, n_routed_experts, options));
+                     ConnectExperts(config.experts, loop, compat, model.n_routed_experts, options));
     return experts;
   };
 }

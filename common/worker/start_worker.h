@@ -9,6 +9,7 @@
 #include "common/kernels/kernels.h"
 #include "common/metrics/registry.h"
 #include "common/metrics/server.h"
+#include "common/model/config.h"
 #include "common/model/weights.h"
 #include "common/moe/expert_backend.h"
 #include "common/rpc/loop.h"
@@ -33,10 +34,10 @@ struct StepRows {
   std::string flag;
 };
 
-/// The expert services of `config`, for a server that has `compat`; given up when the process is to stop.
+/// The expert services of `config`, for a server that has `compat` and `model`; given up when the process is to stop.
 std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop*)> ExpertsElsewhere(const WorkerConfig& config,
                                                                                      const v1::Compat& compat,
-                                                                                     int n_routed_experts,
+                                                                                     const ModelConfig& model,
                                                                                      StepRows step_rows,
                                                                                      const RoleProcess& process);
 

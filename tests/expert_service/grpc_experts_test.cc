@@ -7,10 +7,12 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <tuple>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "common/cluster/compat.h"
 #include "common/moe/connect_experts.h"
+#include "common/moe/expert_frame.h"
 #include "common/moe/expert_method.h"
 #include "common/rpc/client.h"
 #include "common/transport/grpc_transport.h"
@@ -196,6 +198,36 @@ TEST_F(GrpcExperts, AServiceThatTakesFewerRowsThanAStepHasDoesNotFit) {
   ASSERT_GT(ids_.size(), 16u);
   EXPECT_EQ(worker_.Run(**unknowing, ids_, ids_.size()).status().code(), StatusCode::kInternal);
   EXPECT_EQ(want_, *worker_.Run(**unknowing, ids_, 16));
+}
+
+TEST_F(GrpcExperts, AStepWhoseFramesAreTooLongDoesNotFit) {
+  const ModelConfig& model = worker_.model();
+  ConnectExpertsOptions options{.step_rows = 16, .step_rows_flag = "--max-chunk-tokens"};
+  options.hidden = model.hidden_size;
+  options.experts_per_row = model.num_experts_per_tok;
+  const auto longest = [&](int shards) {
+    return LongestExpertFrames(
+        {model.hidden_size, model.num_experts_per_tok, worker_.experts() / shards, kReductionGroups / shards},
+        16);
+  };
+  // With few shards the replies are the longest, with a group a shard the calls.
+  for (const auto& [shards, what, bytes] :
+       {std::tuple(2, "reply", longest(2).reply), std::tuple(8, "call", longest(8).call)}) {
+    SCOPED_TRACE(what);
+    StartServices(shards);
+    options.max_frame_bytes = bytes - 1;
+    const auto refused = Connect(options);
+    EXPECT_EQ(refused.status().code(), StatusCode::kFailedPrecondition) << refused.status();
+    EXPECT_THAT(StatusMessage(refused.status()),
+                HasSubstr("expert service " + addresses_[0] +
+                          ": a step here may have 16 rows (--max-chunk-tokens), whose " + what +
+                          " may have " + std::to_string(bytes) + " bytes; a frame has at most " +
+                          std::to_string(bytes - 1) + ", enough for 15 rows: lower --max-chunk-tokens"));
+    options.max_frame_bytes = bytes;
+    const auto fits = Connect(options);
+    ASSERT_TRUE(fits.ok()) << fits.status();
+    EXPECT_EQ(want_, *worker_.Run(**fits, ids_, 16));
+  }
 }
 
 /// Names on loopback: 127.0.0.1 and those behind it, all at one port.

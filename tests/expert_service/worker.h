@@ -37,7 +37,8 @@ class Worker {
 
   const std::vector<int32_t>& prompt() const { return prompt_; }
   v1::Compat compat() const { return MakeCompat(*weights_, KvLayout(KvShapeOf(weights_->config)), kernels_); }
-  int experts() const { return weights_->config.n_routed_experts; }
+  const ModelConfig& model() const { return weights_->config; }
+  int experts() const { return model().n_routed_experts; }
 
  private:
   const std::vector<int32_t> prompt_ = OracleCase::Load(TinyDirectory())->input_ids;

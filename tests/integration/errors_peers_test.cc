@@ -115,6 +115,17 @@ TEST(Peer, ExpertsThatTakeFewerRowsThanAStepHasAreRefusedWithBothFlags) {
                  std::string("a step here may have ") + step + ": raise the one or lower the other"});
 }
 
+TEST(Peer, ExpertsWhoseFramesWouldBeTooLongAreRefusedWithTheFlag) {
+  const std::string tiny = TinyCheckpoint();
+  Words argv = Expert(tiny, "0/1");
+  argv.insert(argv.end(), {"--max-call-rows", "300000"});
+  const Server expert(argv);
+  ExpectFails(
+      Worker("cachalot-prefill", tiny, {"--experts", expert.address, "--max-chunk-tokens", "300000"}), kFailed,
+      {"expert service " + expert.address + ": a step here may have 300000 rows (--max-chunk-tokens), whose reply",
+       " bytes; a frame has at most 268435456, enough for ", " rows: lower --max-chunk-tokens"});
+}
+
 TEST(Peer, ARouterUsesNoWorkersThatDiffer) {
   BrokenCheckpoint other;
   other.Tensors([](auto& t) { t.at("head.weight").bytes[0] ^= 1; });

@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include <cstring>
+#include <numeric>
 
 namespace cachalot {
 namespace {
@@ -86,6 +87,38 @@ TEST(ExpertFrame, AReplyCarriesThePartials) {
   float last;
   std::memcpy(&last, view->body.data() + view->body.size() - sizeof(last), sizeof(last));
   EXPECT_EQ(last, 11.0f);
+}
+
+// Every row meets `experts` experts in `groups` groups.
+std::vector<std::byte> FullCall(int rows, int experts, int groups, ExpertWireType type) {
+  std::vector<ExpertAssignment> assignments;
+  for (int e = 0; e < experts; ++e)
+    for (int r = 0; r < rows; ++r) assignments.push_back({r, r * groups + e * groups / experts, e, 1.0f});
+  const std::vector<float> x(rows * kHidden);
+  std::vector<int32_t> all(rows);
+  std::iota(all.begin(), all.end(), 0);
+  return EncodeExpertCall(1, 0, assignments, all, int64_t{rows} * groups, x.data(), kHidden, type);
+}
+
+TEST(ExpertFrame, TheLongestFramesAreThoseOfRowsThatMeetAllTheyCan) {
+  const struct {
+    int per_row, experts, groups;  // what a row may meet, what the shard has
+    int met, met_groups;
+  } cases[] = {{6, 256, 8, 6, 6}, {6, 64, 2, 6, 2}, {6, 4, 4, 4, 4}, {4, 2, 1, 2, 1}, {2, 16, 8, 2, 2}};
+  for (const auto type : {ExpertWireType::kF32, ExpertWireType::kBf16}) {
+    for (const auto& c : cases) {
+      const auto bytes = LongestExpertFrames({kHidden, c.per_row, c.experts, c.groups, type}, 7);
+      const auto call = FullCall(7, c.met, c.met_groups, type);
+      EXPECT_EQ(bytes.call, static_cast<int64_t>(call.size())) << c.experts;
+      const auto view = ParseExpertFrame(call);
+      ASSERT_TRUE(view.ok()) << view.status();
+      EXPECT_EQ(bytes.reply, static_cast<int64_t>(MakeExpertReply(view->header).size())) << c.experts;
+    }
+  }
+  // The longest that flags allow, of a large model: no count wraps.
+  const auto extreme = LongestExpertFrames({7168, 8, 384, 8}, 1 << 20);
+  EXPECT_EQ(extreme.call, 48 + (int64_t{1} << 20) * (8 * 16 + 7168 * 4));
+  EXPECT_EQ(extreme.reply, 48 + (int64_t{1} << 20) * (8 * 7168 * 4));
 }
 
 TEST(ExpertFrame, AnErrorCarriesItsStatus) {
