@@ -18,9 +18,22 @@ Status CheckHolds(const BlockPools& pools, const SequenceState& state) {
                     std::to_string(pools.total_tokens()) + " tokens; lower max_tokens or raise --kv-tokens");
 }
 
-DecodeFlow::DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options)
+Status DecodeFlow::AskedExperts::Begin(const ExpertCall& call) {
+  asked_ = clock_.Now();
+  if (!first_asked_) first_asked_ = asked_;
+  const bool awaited = at_call_ && at_call_();
+  if (awaited && interruptible_ && asked_ - *first_asked_ >= step_limit_) {
+    interrupted_ = true;
+    return DeadlineExceeded("experts have taken " + std::to_string(Seconds(asked_ - *first_asked_)) +
+                            " s of one step");
+  }
+  return experts_.Begin(call);
+}
+
+DecodeFlow::DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options,
+                       AtCall at_call)
     : model_(model),
-      experts_(experts, clock),
+      experts_(experts, clock, options.expert_outage_grace, std::move(at_call)),
       clock_(clock),
       options_(options),
       sampler_(model.config().vocab_size) {}
@@ -37,7 +50,7 @@ void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t f
 
 void DecodeFlow::Remove(uint64_t id) {
   std::erase_if(sequences_, [id](const Sequence& s) { return s.id == id; });
-  if (sequences_.empty()) away_ = false;  // who comes later has a grace of its own
+  if (sequences_.empty()) away_ = interrupted_ = false;  // who comes later has a grace of its own
 }
 
 void DecodeFlow::Acknowledge(uint64_t id, int64_t next_index) {
@@ -113,14 +126,21 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
   last_batch_ = batch_.size();
   starved_ = no_room;
   if (batch_.empty()) {
-    away_ = false;
+    away_ = interrupted_ = false;
     return no_room ? Progress::kNoRoom : Progress::kIdle;
   }
   next_ = count > batch_.size() ? (batch_.back() + 1) % count : 0;
 
+  // One that is done again runs to its end, however slow: nobody's cancels keep the others from their tokens.
+  experts_.Restart(/*interruptible=*/!interrupted_);
   const auto logits = model_.Forward(segments_, experts_);
+  if (!logits.ok() && experts_.interrupted()) {
+    interrupted_ = true;
+    away_ = false;  // they answered all the time
+    return Progress::kInterrupted;
+  }
   if (!logits.ok()) return ExpertsAway(logits.status(), out);
-  away_ = false;
+  away_ = interrupted_ = false;
 
   std::vector<uint64_t> over;
   for (size_t i = 0; i < batch_.size(); ++i) {

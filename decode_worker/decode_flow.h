@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "common/base/time.h"
@@ -45,9 +47,12 @@ Status CheckHolds(const BlockPools& pools, const SequenceState& state);
 
 class DecodeFlow {
  public:
-  enum class Progress { kIdle, kStepped, kExpertsAway, kNoRoom };
+  enum class Progress { kIdle, kStepped, kExpertsAway, kNoRoom, kInterrupted };
+  /// Heard before every call of experts. True: somebody waits for the end of the step to Remove sequences.
+  using AtCall = std::function<bool()>;
 
-  DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options);
+  DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options,
+             AtCall at_call = {});
 
   /// `kv` holds every token before `first_token`, whose output index is state.emitted.size(). One that is not
   /// `preemptible` must have room for all of its tokens.
@@ -64,7 +69,8 @@ class DecodeFlow {
   /// are in `out` whatever is returned. kExpertsAway: the experts did not answer and the step will be tried
   /// again, until `expert_outage_grace` has passed since the first call without an answer was begun; then all
   /// sequences end with that error. kNoRoom: all that could run waits for KV that sequences outside this flow
-  /// hold.
+  /// hold. kInterrupted: experts that answer, but slowly, had taken `expert_outage_grace` of the step when
+  /// AtCall said that somebody waits; the next Step does it again, and none is interrupted until one is done.
   Progress Step(std::vector<TokenOut>& out);
 
   size_t running() const { return sequences_.size(); }
@@ -73,21 +79,32 @@ class DecodeFlow {
   bool starved() const { return starved_; }
 
  private:
-  /// Experts that know when they were last asked: from then on they are away if no answer comes.
+  /// Experts that know when they were last asked: from then on they are away if no answer comes. Each call
+  /// has a deadline, a step has as many calls as layers: it is interrupted between two of them.
   class AskedExperts final : public ExpertBackend {
    public:
-    AskedExperts(ExpertBackend& experts, const Clock& clock) : experts_(experts), clock_(clock) {}
-    Status Begin(const ExpertCall& call) override {
-      asked_ = clock_.Now();
-      return experts_.Begin(call);
+    AskedExperts(ExpertBackend& experts, const Clock& clock, Duration step_limit, AtCall at_call)
+        : experts_(experts), clock_(clock), step_limit_(step_limit), at_call_(std::move(at_call)) {}
+    /// A step begins.
+    void Restart(bool interruptible) {
+      first_asked_.reset();
+      interruptible_ = interruptible;
+      interrupted_ = false;
     }
+    Status Begin(const ExpertCall& call) override;
     Status Wait() override { return experts_.Wait(); }
     TimePoint asked() const { return asked_; }
+    /// The step failed for that, not for the experts.
+    bool interrupted() const { return interrupted_; }
 
    private:
     ExpertBackend& experts_;
     const Clock& clock_;
+    const Duration step_limit_;
+    const AtCall at_call_;
     TimePoint asked_{};
+    std::optional<TimePoint> first_asked_;  // in this step
+    bool interruptible_ = false, interrupted_ = false;
   };
   struct Sequence {
     uint64_t id;
@@ -122,6 +139,7 @@ class DecodeFlow {
   bool starved_ = false;
   bool away_ = false;  // the last step failed, and what was in it still waits
   TimePoint away_since_;
+  bool interrupted_ = false;  // a step was, and none has been done since
   std::vector<Segment> segments_;
   std::vector<size_t> batch_;
   std::vector<VictimView> views_;

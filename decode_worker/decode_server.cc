@@ -17,8 +17,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr Duration kTick = milliseconds(50);
-// A step thread that has not moved for so long counts as hung: "liveness" says so.
-constexpr Duration kStepHangs = seconds(10);
 // Frames of KV rows and, when debugging, the logits of a batch.
 constexpr int kMaxMessageBytes = 64 << 20;
 
@@ -101,7 +99,7 @@ rpc::Task<void> DecodeServer::Tick() {
 }
 
 void DecodeServer::UpdateHealth() {
-  const bool alive = control_->Now() - step_.alive() < kStepHangs;
+  const bool alive = control_->Now() - step_.alive() < options_.hang_limit;
   health_.Set("liveness", alive);
   health_.Set("readiness", ready_);
   health_.Set("", alive && ready_);

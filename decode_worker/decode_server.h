@@ -31,6 +31,9 @@ struct DecodeServerOptions {
   SessionOptions sessions;
   Duration kv_linger = std::chrono::seconds(5);  // of a KV push that nobody needs
   Duration experts_ready = std::chrono::seconds(10);  // how long Start waits for the experts
+  // A step thread that has not moved for so long counts as hung: "liveness" says so. A layer of experts may take
+  // their time-out.
+  Duration hang_limit = std::chrono::seconds(10);
   std::optional<v1::GetModelAssetsResponse> assets;   // served to routers, when given
 };
 

@@ -20,7 +20,7 @@ constexpr Duration kRetry = milliseconds(20);
 
 StepLoop::StepLoop(Model& model, const Clock& clock, DecodeOptions options, int spin_us)
     : model_(model), clock_(clock), options_(options), loop_({.name = "step", .spin_us = spin_us}) {
-  alive_.store(loop_.Now().time_since_epoch().count());
+  Beat();
 }
 
 StepLoop::~StepLoop() { Stop(); }
@@ -49,7 +49,10 @@ void StepLoop::Main(MakeExperts make_experts, std::promise<Status>* started) {
   auto experts = make_experts(&loop_);
   if (experts.ok()) {
     experts_ = std::move(*experts);
-    flow_ = std::make_unique<DecodeFlow>(model_, *experts_, clock_, options_);
+    flow_ = std::make_unique<DecodeFlow>(model_, *experts_, clock_, options_, [this] {
+      Beat();
+      return ends_wait_.load(std::memory_order_relaxed);
+    });
     started->set_value(OkStatus());
     RunSteps();
     flow_.reset();
@@ -87,6 +90,10 @@ void StepLoop::RunSteps() {
       case DecodeFlow::Progress::kNoRoom:
         WaitForMail(loop_.Now() + kRetry);
         break;
+      case DecodeFlow::Progress::kInterrupted:
+        LogInfo("slow experts: a step is done again after " + std::to_string(Seconds(loop_.Now() - begin)) +
+                " s, behind cancelled requests");
+        break;
     }
   }
 }
@@ -95,7 +102,7 @@ void StepLoop::RunSteps() {
 void StepLoop::WaitForMail(TimePoint until) {
   bool more = true;
   while (more && !stop_) {
-    alive_.store(loop_.Now().time_since_epoch().count(), std::memory_order_relaxed);
+    Beat();
     more = loop_.PollOnce(until) == rpc::Loop::Poll::kProgress;
     TakeMail();
   }
@@ -105,6 +112,7 @@ void StepLoop::TakeMail() {
   {
     std::lock_guard lock(mutex_);
     taken_.swap(mail_);
+    ends_wait_.store(false, std::memory_order_relaxed);
   }
   if (taken_.empty()) return;
   for (Message& message : taken_) std::visit([this](auto& m) { Take(m); }, message);
@@ -117,6 +125,8 @@ void StepLoop::Send(Message message) {
   {
     std::lock_guard lock(mutex_);
     wake = mail_.empty();
+    if (std::holds_alternative<RemoveMessage>(message) || std::holds_alternative<StopMessage>(message))
+      ends_wait_.store(true, std::memory_order_relaxed);
     mail_.push_back(std::move(message));
   }
   if (wake) loop_.Post([] {});

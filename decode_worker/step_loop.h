@@ -41,7 +41,7 @@ class StepLoop {
   Status Start(MakeExperts make_experts, Deliver deliver, Duration at_most);
   void Stop();
 
-  // Any thread. In order; taken between two steps.
+  // Any thread. In order; taken between two steps. A step of slow experts ends early for a Remove.
   void Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t first_token, bool preemptible);
   void Remove(std::vector<uint64_t> ids);
   /// Pairs of id and the output index up to which the reader has everything.
@@ -52,7 +52,7 @@ class StepLoop {
   /// Sequences wait for KV that others hold who do not run.
   bool starved() const { return starved_.load(std::memory_order_relaxed); }
   int64_t running() const { return running_.load(std::memory_order_relaxed); }
-  /// When the thread last showed that it moves.
+  /// When the thread last showed that it moves: a turn of its loop or a layer of a step.
   TimePoint alive() const { return TimePoint(Duration(alive_.load(std::memory_order_relaxed))); }
 
  private:
@@ -76,6 +76,7 @@ class StepLoop {
   using Message = std::variant<JoinMessage, RemoveMessage, AcknowledgeMessage, ReclaimMessage, StopMessage>;
 
   void Main(MakeExperts make_experts, std::promise<Status>* started);
+  void Beat() { alive_.store(loop_.Now().time_since_epoch().count(), std::memory_order_relaxed); }
   void RunSteps();
   void WaitForMail(TimePoint until);
   void TakeMail();
@@ -104,6 +105,7 @@ class StepLoop {
 
   std::atomic<int64_t> running_{0}, alive_{0};
   std::atomic<bool> starved_{false};
+  std::atomic<bool> ends_wait_{false};  // mail_ has a Remove, whose KV others may want, or the Stop
 };
 
 }  // namespace cachalot

@@ -23,6 +23,7 @@ class FlakyExperts final : public ExpertBackend {
     return inner_.Begin(call);
   }
   Status Wait() override {
+    clock_->Advance(pace);
     if (layer_ == last_layer_ && failures > 0) {
       --failures;
       clock_->Advance(silence);
@@ -33,6 +34,7 @@ class FlakyExperts final : public ExpertBackend {
 
   int failures = 0;
   Duration silence{};  // before each failure
+  Duration pace{};     // of every layer
   Status error = Unavailable("shard 0/1 is away");
 
  private:
@@ -47,7 +49,8 @@ class DecodeFlowTest : public ::testing::Test {
   using Progress = DecodeFlow::Progress;
 
   void Start(DecodeOptions options = {}) {
-    flow_ = std::make_unique<DecodeFlow>(engine_.model(), experts_, clock_, options);
+    flow_ =
+        std::make_unique<DecodeFlow>(engine_.model(), experts_, clock_, options, [this] { return waits_; });
   }
   /// Prefills and joins; the first token is in tokens_[id] then.
   void Join(uint64_t id, const SequenceState& state) {
@@ -84,6 +87,7 @@ class DecodeFlowTest : public ::testing::Test {
   std::map<uint64_t, std::vector<int32_t>> tokens_;
   std::vector<TokenOut> out_;
   bool acknowledge_ = true;
+  bool waits_ = false;  // somebody, for the end of the step
 };
 
 TEST_F(DecodeFlowTest, GreedyTokensEqualTheOraclesInABatchWithOthers) {
@@ -350,6 +354,55 @@ TEST_F(DecodeFlowTest, AnOutageEndsWhenAllThatWaitedForItsEndStall) {
   flow_->Acknowledge(2, 2);
   experts_.failures = 1;
   EXPECT_EQ(Step(), Progress::kExpertsAway) << "it had no grace";
+}
+
+// ---- experts that answer, slowly
+
+TEST_F(DecodeFlowTest, AStepOfSlowExpertsEndsForThoseWhoWaitAndIsDoneAgain) {
+  const auto other = engine_.OtherState(5, 9, 1);
+  const auto other_alone = Alone(other);
+  Start({.expert_outage_grace = seconds(5)});
+  Join(1, engine_.OracleState());
+  Join(2, other);
+  Join(3, engine_.OtherState(7, 12, 3));
+  experts_.pace = seconds(2);  // 12 s a step
+  EXPECT_EQ(Step(), Progress::kStepped) << "nobody waited";
+  waits_ = true;
+  experts_.pace = milliseconds(900);
+  EXPECT_EQ(Step(), Progress::kStepped) << "within the limit";
+  experts_.pace = seconds(2);
+  EXPECT_EQ(Step(), Progress::kInterrupted);
+  EXPECT_TRUE(out_.empty());
+  const int64_t used = engine_.pools().used_blocks();
+  flow_->Remove(3);
+  EXPECT_LT(engine_.pools().used_blocks(), used);
+  // Somebody always waits: every second try brings its tokens all the same.
+  for (bool again = true; flow_->running() > 0; again = !again)
+    ASSERT_EQ(Step(), again ? Progress::kStepped : Progress::kInterrupted);
+  EXPECT_EQ(tokens_[1], engine_.oracle().greedy_tokens);
+  EXPECT_EQ(tokens_[2], other_alone);
+  EXPECT_EQ(engine_.pools().used_blocks(), 0);
+}
+
+TEST_F(DecodeFlowTest, AnInterruptedStepIsNoOutage) {
+  Start({.expert_outage_grace = seconds(5)});
+  Join(1, engine_.OracleState());
+  experts_.pace = seconds(2);
+  waits_ = true;
+  EXPECT_EQ(Step(), Progress::kInterrupted);
+  experts_.failures = 1;
+  EXPECT_EQ(Step(), Progress::kExpertsAway) << "the outage began with the interruption";
+  EXPECT_EQ(Step(), Progress::kStepped);
+  experts_.failures = 1;
+  waits_ = false;
+  EXPECT_EQ(Step(), Progress::kExpertsAway);
+  waits_ = true;
+  EXPECT_EQ(Step(), Progress::kInterrupted);  // they answered for 6 s: that outage is over
+  experts_.failures = 1;
+  EXPECT_EQ(Step(), Progress::kExpertsAway) << "the outage outlived the answers";
+  waits_ = false;
+  RunToEnd();
+  EXPECT_EQ(tokens_[1], engine_.oracle().greedy_tokens);
 }
 
 }  // namespace
