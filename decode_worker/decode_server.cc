@@ -115,9 +115,10 @@ rpc::Task<Status> DecodeServer::Describe(rpc::ServerCall&, const v1::DescribeReq
 }
 
 void DecodeServer::Drain(Duration at_most) {
-  // What is to be sent after the last lease has ended gets a second.
-  const Status status =
-      rpc::BlockOn(control_, WaitDrained(control_->Now() + at_most), at_most + seconds(2), "the drain");
+  const Duration last_words = options_.sessions.last_words;
+  const Status status = rpc::BlockOn(control_, WaitDrained(control_->Now() + at_most),
+                                     at_most + last_words + seconds(1), "the drain");
+  drained_ = true;
   if (!status.ok()) LogWarning("drain: " + StatusMessage(status));
 }
 
@@ -130,7 +131,8 @@ rpc::Task<Status> DecodeServer::WaitDrained(TimePoint deadline) {
     co_await rpc::SleepFor(control_, milliseconds(10));
   const size_t left = leases_.size();
   sessions_.EndAll(Unavailable("the decode worker shuts down"));
-  const TimePoint flushed = control_->Now() + seconds(1);
+  // A little longer than a Session waits for a router that does not read.
+  const TimePoint flushed = control_->Now() + options_.sessions.last_words + milliseconds(100);
   while (sessions_.open() > 0 && control_->Now() < flushed && !control_->stopping())
     co_await rpc::SleepFor(control_, milliseconds(10));
   if (left > 0) co_return DeadlineExceeded(std::to_string(left) + " leases had not ended and were dropped");
@@ -139,7 +141,9 @@ rpc::Task<Status> DecodeServer::WaitDrained(TimePoint deadline) {
 
 void DecodeServer::Stop() {
   health_.Close();
-  server_->Shutdown(Duration::zero());  // the control loop ends first: it mails to the step thread
+  // The control loop ends first: it mails to the step thread. What a drained Session sent last, its status
+  // among it, may still be on its way.
+  server_->Shutdown(drained_ ? options_.sessions.last_words : Duration::zero());
   step_.Stop();
 }
 

@@ -31,8 +31,8 @@ struct DecodeServerOptions {
   SessionOptions sessions;
   Duration kv_linger = std::chrono::seconds(5);  // of a KV push that nobody needs
   Duration experts_ready = std::chrono::seconds(10);  // how long Start waits for the experts
-  // A step thread that has not moved for so long counts as hung: "liveness" says so. A layer of experts may take
-  // their time-out.
+  // A step thread that has not moved for so long counts as hung: "liveness" says so. A layer of experts may
+  // take their time-out.
   Duration hang_limit = std::chrono::seconds(10);
   std::optional<v1::GetModelAssetsResponse> assets;   // served to routers, when given
 };
@@ -52,7 +52,7 @@ class DecodeServer {
   /// Blocks, for a SIGTERM: no new leases, readiness off; returns when every lease has ended, or after
   /// `at_most`.
   void Drain(Duration at_most);
-  /// Ends everything at once. Idempotent.
+  /// Ends everything at once; behind a Drain, calls that end by themselves keep a moment for it. Idempotent.
   void Stop();
 
   int port() const { return server_->port(); }
@@ -82,6 +82,7 @@ class DecodeServer {
   KvIntake intake_;
   rpc::HealthState health_;
   bool ready_ = false;  // control loop
+  bool drained_ = false;
 
   v1::Cluster::WithAsyncMethod_Describe<v1::Cluster::Service> cluster_;
   std::unique_ptr<rpc::Server> server_;  // goes before the services

@@ -12,9 +12,6 @@
 namespace cachalot {
 namespace {
 
-// For what is on its way when a Session ends.
-constexpr Duration kLastWords = std::chrono::seconds(1);
-
 std::string Tag(const std::string& request_id) { return "[" + request_id + "] "; }
 
 }  // namespace
@@ -72,14 +69,16 @@ rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
   leases_.BreakSession(session->id);
   claims_.Forget(session->id);
   sessions_.erase(session->id);
+  ++flushing_;
   metrics_.sessions.Set(static_cast<double>(sessions_.size()));
   LogInfo(session->name + ": Session over" + (session->end.ok() ? "" : ": " + StatusMessage(session->end)));
   if (!session->flush) session->queue.Close();
   // A router that does not read holds the write in flight, and with it the call.
-  const bool flushed = co_await session->queue.Flush(loop_->Now() + kLastWords);
+  const bool flushed = co_await session->queue.Flush(loop_->Now() + options_.last_words);
   if (!flushed) call.TryCancel();
   // At the loop's end waits return early, but the write in flight then ends too: its call is cancelled.
   while (!co_await session->queue.Flush(TimePoint::max())) co_await rpc::Yield(loop_);
+  --flushing_;
   co_return session->end;
 }
 

@@ -33,6 +33,7 @@ struct SessionOptions {
   size_t step_batch_bytes = kStepBatchBytes;  // a step with more comes in several messages
   int64_t reserve_ahead =
       256;  // tokens of KV that a lease has at first behind its context, max_tokens at most
+  Duration last_words = std::chrono::seconds(1);  // for what is on its way when a Session ends
 };
 
 class SessionService {
@@ -53,7 +54,8 @@ class SessionService {
   void Refuse(std::string why) { refusing_ = std::move(why); }
   /// Ends every Session when what is queued for it has been sent.
   void EndAll(const Status& status);
-  size_t open() const { return sessions_.size(); }
+  /// Those that have ended count until what they had queued is sent, or given up.
+  size_t open() const { return sessions_.size() + flushing_; }
   v1::Load CurrentLoad() const;
 
  private:
@@ -86,6 +88,7 @@ class SessionService {
   const SessionOptions options_;
   v1::Decode::WithAsyncMethod_Session<v1::Decode::Service> service_;
   std::map<uint64_t, std::shared_ptr<Session>> sessions_;  // by the lease table's ids
+  size_t flushing_ = 0;  // have ended and still send
   KvClaims claims_;
   std::string refusing_ = "starting: this decode worker has not reached its experts yet";
 };

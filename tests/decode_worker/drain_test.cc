@@ -1,0 +1,45 @@
+// A drain over real gRPC, with a router that does not keep up.
+
+#include <future>
+
+#include "tests/decode_worker/service_harness.h"
+
+namespace cachalot {
+namespace {
+
+using testing::Eventually;
+
+class DrainTest : public testing::ServiceTest {};
+
+TEST_F(DrainTest, WhatIsQueuedForASlowRouterIsSentBeforeTheEnd) {
+  options_.sessions.debug_logits = true;
+  options_.sessions.last_words = testing::kPatience;
+  Start();
+  const auto router = GreetedRouter();
+  auto state = engine_.OtherState(6, 250, 5);  // a window, 2 KiB each: more than gRPC buffers
+  state.want_logits = true;
+  std::vector<HandOff> hand_offs;
+  for (uint64_t handle : {1, 2, 3, 4}) hand_offs.push_back(Prefill(state, router->Lease(handle, state)));
+  for (const HandOff& hand_off : hand_offs) EXPECT_TRUE(Push(hand_off).ok());
+  for (uint64_t handle : {1, 2, 3, 4}) router->tokens[handle] = {hand_offs[handle - 1].first_token};
+  EXPECT_TRUE(AllFree());  // all tokens wait to be sent
+
+  std::promise<void> stopped;
+  std::thread end([&] {
+    server_->Drain(testing::kPatience);
+    server_->Stop();
+    stopped.set_value();
+  });
+  Gauge& sessions = registry_.AddGauge("cachalot_decode_sessions", "");
+  EXPECT_TRUE(Eventually([&] { return sessions.Value() == 0; }));  // over, but for what is queued
+  // Nothing ends before the router reads, however long that takes; what does not wait has cut it by then.
+  EXPECT_EQ(stopped.get_future().wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
+  const Status status = router->Finish();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable) << status;
+  const auto tokens = engine_.Generate(state);
+  for (uint64_t handle : {1, 2, 3, 4}) EXPECT_EQ(router->tokens[handle], tokens) << handle;
+  end.join();
+}
+
+}  // namespace
+}  // namespace cachalot
