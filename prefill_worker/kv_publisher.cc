@@ -8,13 +8,11 @@
 #include "common/rpc/slices.h"
 #include "common/rpc/task_group.h"
 #include "prefill_worker/chunk_planner.h"
+#include "prefill_worker/row_messages.h"
 
 namespace cachalot {
 namespace {
 
-// Of an event, which becomes one message: every peer takes 2 MiB, 4,096 entries stay below 1 MiB.
-constexpr int64_t kMaxLogitsBytes = (2 << 20) - 4096;
-constexpr size_t kLogprobsEach = 4096;
 constexpr char kPushMethod[] = "/cachalot.v1.KvTransfer/Push";
 
 StatusOr<Status> ParseVerdict(const grpc::ByteBuffer& message) {
@@ -38,16 +36,12 @@ KvEncoder::KvEncoder(std::optional<PushTarget> target, int64_t context_tokens, i
       report_(std::move(report)) {}
 
 void KvEncoder::OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::span<const float> logits) {
-  const auto vocab = static_cast<int64_t>(logits.size()) / (to - from);
-  const int64_t each =
-      vocab == 0 ? to - from : std::max<int64_t>(1, kMaxLogitsBytes / (vocab * int64_t{sizeof(float)}));
-  for (int64_t first = from; first < to; first += each) {
-    JobEvent event{.kind = JobEvent::Kind::kChunk, .first = first, .count = std::min(each, to - first)};
-    const auto rows = logits.subspan((first - from) * vocab, event.count * vocab);
+  SplitLogits(from, to, logits, [this](int64_t first, int64_t count, std::span<const float> rows) {
+    JobEvent event{.kind = JobEvent::Kind::kChunk, .first = first, .count = count};
     event.logits.assign(rows.begin(), rows.end());
     event.row_bytes = static_cast<int64_t>(rows.size_bytes());
     Report(std::move(event));
-  }
+  });
   if (!target_) return;
   for (const RowRange& range : kv.layout().AppendedRows(from, to)) SplitIntoFrames(kv.layout(), range);
   if (to < context_tokens_) return Encode(kv);
@@ -56,15 +50,12 @@ void KvEncoder::OnChunk(const SequenceKv& kv, int64_t from, int64_t to, std::spa
 }
 
 void KvEncoder::OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) {
-  for (size_t at = 0; at < entries.size(); at += kLogprobsEach) {
-    JobEvent event{.kind = JobEvent::Kind::kPromptLogprobs, .first = first + static_cast<int64_t>(at)};
-    for (size_t i = at; i < std::min(at + kLogprobsEach, entries.size()); ++i) {
-      event.row_bytes +=
-          static_cast<int64_t>(sizeof(TokenLogprobs) + entries[i].top.size() * sizeof(TokenLogprob));
-      event.logprobs.push_back(std::move(entries[i]));
-    }
+  SplitLogprobs(first, std::move(entries), [this](int64_t at, std::vector<TokenLogprobs> piece, int64_t bytes) {
+    JobEvent event{.kind = JobEvent::Kind::kPromptLogprobs, .first = at};
+    event.logprobs = std::move(piece);
+    event.row_bytes = bytes;
     Report(std::move(event));
-  }
+  });
 }
 
 void KvEncoder::Report(JobEvent event) {

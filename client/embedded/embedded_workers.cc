@@ -2,9 +2,17 @@
 
 #include <algorithm>
 
+#include "prefill_worker/chunk_planner.h"
 #include "prefill_worker/prefix_cache_metrics.h"
+#include "prefill_worker/row_messages.h"
 
 namespace cachalot {
+namespace {
+
+// Of a request's rows, computed ahead of what its reader has taken.
+constexpr int64_t kUnreadRowBytes = 4 << 20;
+
+}  // namespace
 
 using Kind = FlowEvent::Kind;
 
@@ -46,18 +54,25 @@ class EmbeddedEngine::Sink final : public PrefillSink {
   Sink(EmbeddedEngine* engine, std::shared_ptr<Sequence> sequence, uint32_t attempt)
       : engine_(engine), sequence_(std::move(sequence)), attempt_(attempt) {}
 
-  void OnChunk(const SequenceKv&, int64_t from, int64_t, std::span<const float> logits) override {
+  void OnChunk(const SequenceKv&, int64_t from, int64_t to, std::span<const float> logits) override {
     if (logits.empty()) return;
-    FlowEvent event = Event(Kind::kPromptLogits);
-    event.first_row = from;
-    event.logits.assign(logits.begin(), logits.end());
-    engine_->Deliver(sequence_, std::move(event));
+    SplitLogits(from, to, logits, [this](int64_t first, int64_t, std::span<const float> rows) {
+      FlowEvent event = Event(Kind::kPromptLogits);
+      event.first_row = first;
+      event.logits.assign(rows.begin(), rows.end());
+      DeliverRows(std::move(event), static_cast<int64_t>(rows.size_bytes()));
+    });
   }
   void OnPromptLogprobs(int64_t first, std::vector<TokenLogprobs> entries) override {
-    FlowEvent event = Event(Kind::kPromptLogprobs);
-    event.first_row = first;
-    event.logprobs = std::move(entries);
-    engine_->Deliver(sequence_, std::move(event));
+    SplitLogprobs(first, std::move(entries), [this](int64_t at, std::vector<TokenLogprobs> piece, int64_t bytes) {
+      FlowEvent event = Event(Kind::kPromptLogprobs);
+      event.first_row = at;
+      event.logprobs = std::move(piece);
+      DeliverRows(std::move(event), bytes);
+    });
+  }
+  int64_t RowsWanted(int64_t row_bytes) const override {
+    return RowsThatFit(*unread_, kUnreadRowBytes, row_bytes);
   }
   void OnCached(int64_t tokens) override { cached_ = tokens; }
   void OnFirstToken(OutputToken first, SequenceKv kv) override {
@@ -89,10 +104,21 @@ class EmbeddedEngine::Sink final : public PrefillSink {
     return event;
   }
 
+  /// They count as unread until the event is gone.
+  void DeliverRows(FlowEvent event, int64_t bytes) {
+    *unread_ += bytes;
+    event.hold = std::shared_ptr<void>(nullptr, [returns = engine_->returns_, unread = unread_, bytes](void*) {
+      std::lock_guard lock(returns->mutex);
+      if (returns->engine) returns->engine->Post([unread, bytes] { *unread -= bytes; });
+    });
+    engine_->Deliver(sequence_, std::move(event));
+  }
+
   EmbeddedEngine* engine_;
   std::shared_ptr<Sequence> sequence_;
   const uint32_t attempt_;
   int64_t cached_ = 0;
+  const std::shared_ptr<int64_t> unread_ = std::make_shared<int64_t>(0);  // bytes; engine thread
 };
 
 class EmbeddedEngine::Decode final : public DecodeWorker {
@@ -158,11 +184,15 @@ class EmbeddedEngine::Prefill final : public PrefillWorker {
 };
 
 EmbeddedEngine::EmbeddedEngine(EmbeddedModel* embedded, rpc::Loop* loop, int64_t max_chunk_tokens)
-    : embedded_(embedded), loop_(loop),
+    : embedded_(embedded), loop_(loop), returns_(new Returns{{}, this}),
       prefill_(embedded->model(), embedded->experts(), max_chunk_tokens, embedded->prefixes()),
       decode_(embedded->model(), embedded->experts(), clock_, {}), thread_([this] { Run(); }) {}
 
 EmbeddedEngine::~EmbeddedEngine() {
+  {
+    std::lock_guard lock(returns_->mutex);
+    returns_->engine = nullptr;
+  }
   {
     std::lock_guard lock(mutex_);
     stop_ = true;

@@ -35,6 +35,11 @@ class EmbeddedEngine {
   class Sink;
   class Decode;
   class Prefill;
+  /// The way back for rows that a reader has taken, who may outlive the engine.
+  struct Returns {
+    std::mutex mutex;
+    EmbeddedEngine* engine;  // null: gone
+  };
 
   void Post(std::function<void()> work);
   void Run();
@@ -43,6 +48,7 @@ class EmbeddedEngine {
   EmbeddedModel* embedded_;
   rpc::Loop* loop_;
   const SteadyClock clock_;
+  const std::shared_ptr<Returns> returns_;
   PrefillFlow prefill_;  // engine thread
   DecodeFlow decode_;    // engine thread
   std::vector<std::shared_ptr<Sequence>> running_;  // engine thread
