@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "client/cli/generator.h"
+#include "client/cli/logits_rows.h"
 #include "client/sdk/client.h"
 #include "common/base/time.h"
 
@@ -66,20 +67,17 @@ class RouterGenerator final : public Generator {
   StatusOr<LogitsResult> Logits(const std::vector<int32_t>& ids, int decode, int chunk) override {
     client::ModelInfo info;
     RETURN_IF_ERROR(FromSdk(client_.GetModelInfo(&info)));
-    LogitsResult result;
-    result.vocab = info.vocab_size;
-    result.values.resize(ids.size() * info.vocab_size);
-    int64_t received = 0;
+    if (info.vocab_size < 1)
+      return DataLoss("the router's model has a vocabulary of " + std::to_string(info.vocab_size));
+    LogitsRows all(static_cast<int64_t>(ids.size()), info.vocab_size);
     const auto status =
-        client_.Logits(ids, decode, chunk, [&](int64_t first, int64_t rows, const float* values) {
-          if (first < 0 || rows < 0 || first + rows > static_cast<int64_t>(ids.size())) return;
-          std::copy_n(values, rows * result.vocab, result.values.begin() + first * result.vocab);
-          received += rows;
+        client_.Logits(ids, decode, chunk, [&](int64_t first, int64_t rows, const float* values, size_t count) {
+          all.Take(first, rows, values, count);
         });
     RETURN_IF_ERROR(FromSdk(status));
-    if (received != static_cast<int64_t>(ids.size()))
-      return DataLoss("the router sent " + std::to_string(received) + " rows of logits for " +
-                      std::to_string(ids.size()) + " ids");
+    LogitsResult result;
+    result.vocab = info.vocab_size;
+    ASSIGN_OR_RETURN(result.values, all.Finish());
     return result;
   }
 

@@ -97,7 +97,7 @@ Status Client::GetModelInfo(ModelInfo* info) {
 }
 
 Status Client::Logits(const std::vector<int32_t>& ids, int decode, int max_chunk_tokens,
-                      const std::function<void(int64_t, int64_t, const float*)>& rows) {
+                      const std::function<void(int64_t, int64_t, const float*, size_t)>& rows) {
   v1::LogitsRequest request;
   request.mutable_ids()->Assign(ids.begin(), ids.end());
   request.set_decode(decode);
@@ -112,8 +112,8 @@ Status Client::Logits(const std::vector<int32_t>& ids, int decode, int max_chunk
     while (reader->Read(&response)) {
       any = true;
       values.resize(response.values().size() / sizeof(float));
-      std::memcpy(values.data(), response.values().data(), values.size() * sizeof(float));
-      rows(response.first_row(), response.rows(), values.data());
+      if (!values.empty()) std::memcpy(values.data(), response.values().data(), values.size() * sizeof(float));
+      rows(response.first_row(), response.rows(), values.data(), values.size());
     }
     return reader->Finish();
   });

@@ -15,6 +15,7 @@
 // Thread-safe; a stream belongs to one thread, but Cancel may be called from any. Streams end before their
 // Client.
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -125,9 +126,12 @@ class Client {
   std::unique_ptr<TokenStream> Generate(const GenerateRequest& request);
   Status Tokenize(const std::string& text, std::vector<int32_t>* ids);
   Status GetModelInfo(ModelInfo* info);
-  /// Debugging; the router must run with --debug-logits. Calls `rows` with consecutive rows [count, vocab] in order.
-  Status Logits(const std::vector<int32_t>& ids, int decode, int max_chunk_tokens,
-                const std::function<void(int64_t first_row, int64_t rows, const float* values)>& rows);
+  /// Debugging; the router must run with --debug-logits. Calls `rows` with consecutive rows [rows, vocab] in order.
+  /// `values` has `count` floats. The numbers are the router's and not checked against each other: look whether
+  /// count is rows x the vocabulary that you believe in, and whether the rows are yours, before you use them.
+  Status Logits(
+      const std::vector<int32_t>& ids, int decode, int max_chunk_tokens,
+      const std::function<void(int64_t first_row, int64_t rows, const float* values, size_t count)>& rows);
 
  private:
   struct Impl;

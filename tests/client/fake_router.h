@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cachalot/v1/admin.grpc.pb.h"
 #include "cachalot/v1/generation.grpc.pb.h"
 
 namespace cachalot::testing {
@@ -35,6 +36,7 @@ class FakeRouter final : public v1::Inference::Service {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(this);
+    builder.RegisterService(&debug_);
     server_ = builder.BuildAndStart();
   }
   ~FakeRouter() override { Stop(); }
@@ -47,6 +49,8 @@ class FakeRouter final : public v1::Inference::Service {
   std::function<Death(int call)> death = [](int) { return Death(); };
   int per_message = 2;  // tokens
   int prompt_tokens = kPromptTokens;
+  /// What every call for logits is answered with.
+  std::vector<v1::LogitsResponse>& logits() { return debug_.responses; }
   std::vector<v1::GenerateRequest> requests() {
     std::lock_guard lock(mutex_);
     return requests_;
@@ -54,6 +58,15 @@ class FakeRouter final : public v1::Inference::Service {
 
  private:
   using Writer = grpc::ServerWriter<v1::GenerateResponse>;
+  struct Debug final : v1::Debug::Service {
+    grpc::Status Logits(grpc::ServerContext*, const v1::LogitsRequest*,
+                        grpc::ServerWriter<v1::LogitsResponse>* writer) override {
+      for (const v1::LogitsResponse& response : responses)
+        if (!writer->Write(response)) return grpc::Status::CANCELLED;
+      return grpc::Status::OK;
+    }
+    std::vector<v1::LogitsResponse> responses;
+  };
 
   static std::vector<v1::GenerateResponse> PromptLogprobs(int count) {
     std::vector<v1::GenerateResponse> messages;
@@ -120,6 +133,7 @@ class FakeRouter final : public v1::Inference::Service {
     return grpc::Status::OK;
   }
 
+  Debug debug_;
   const uint64_t drawn_seed_;
   const std::string compat_;
   std::mutex mutex_;

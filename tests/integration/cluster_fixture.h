@@ -115,11 +115,13 @@ inline std::vector<float> ClusterLogits(client::Client& client, const std::vecto
                                         int chunk) {
   std::vector<float> all(ids.size() * vocab);
   int64_t rows_seen = 0;
-  const auto status = client.Logits(ids, decode, chunk, [&](int64_t first, int64_t rows, const float* values) {
-    ASSERT_TRUE(first >= 0 && first + rows <= static_cast<int64_t>(ids.size()));
+  const auto take = [&](int64_t first, int64_t rows, const float* values, size_t count) {
+    ASSERT_TRUE(first >= 0 && rows >= 0 && first + rows <= static_cast<int64_t>(ids.size()));
+    ASSERT_EQ(count, static_cast<size_t>(rows * vocab));
     std::copy_n(values, rows * vocab, all.begin() + first * vocab);
     rows_seen += rows;
-  });
+  };
+  const auto status = client.Logits(ids, decode, chunk, take);
   EXPECT_TRUE(status.ok()) << status.message;
   EXPECT_EQ(rows_seen, static_cast<int64_t>(ids.size()));
   return all;

@@ -326,8 +326,9 @@ TEST_F(TinyServiceTest, LogitsAreTheOracles) {
     int64_t next_row = 0;
     double worst = 0;
     const auto status =
-        served_.client().Logits(ids, decode, 16, [&](int64_t first, int64_t rows, const float* values) {
+        served_.client().Logits(ids, decode, 16, [&](int64_t first, int64_t rows, const float* values, size_t count) {
           EXPECT_EQ(first, next_row);
+          ASSERT_EQ(count, rows * vocab);
           next_row += rows;
           for (size_t i = 0; i < rows * vocab; ++i)
             worst = std::max<double>(worst, std::abs(values[i] - oracle_.prompt_logits[first * vocab + i]));
@@ -336,7 +337,7 @@ TEST_F(TinyServiceTest, LogitsAreTheOracles) {
     EXPECT_EQ(next_row, static_cast<int64_t>(ids.size()));
     EXPECT_LT(worst, 1e-4);
   }
-  const auto bad = served_.client().Logits({1, 2}, 2, 0, [](int64_t, int64_t, const float*) {});
+  const auto bad = served_.client().Logits({1, 2}, 2, 0, [](int64_t, int64_t, const float*, size_t) {});
   EXPECT_EQ(bad.code, static_cast<int>(StatusCode::kInvalidArgument));
 }
 
