@@ -10,8 +10,6 @@
 namespace cachalot {
 namespace {
 
-// An idle step thread blocks; it wakes this often to show that it could work.
-constexpr Duration kIdleBeat = std::chrono::seconds(1);
 // How long a chunk waits for experts that are away, and how long between two tries.
 constexpr Duration kExpertOutageGrace = std::chrono::seconds(5);
 // Behind an outage that has ended jobs the next one does not wait as long again; but the shard may be back
@@ -22,8 +20,12 @@ constexpr Duration kExpertRetry = std::chrono::milliseconds(20);
 }  // namespace
 
 PrefillStepLoop::PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics,
-                                 PrefixStore* prefixes)
-    : model_(model), max_chunk_tokens_(max_chunk_tokens), metrics_(metrics), prefixes_(prefixes) {
+                                 PrefixStore* prefixes, Duration idle_beat)
+    : model_(model),
+      max_chunk_tokens_(max_chunk_tokens),
+      metrics_(metrics),
+      prefixes_(prefixes),
+      idle_beat_(idle_beat) {
   Beat();
 }
 
@@ -120,7 +122,7 @@ void PrefillStepLoop::RunChunks() {
   while (!stop_) {
     // Mail that came inside a chunk has woken nobody.
     const bool busy = flow_->ready() || !mail_.empty();
-    loop_.PollOnce(busy ? TimePoint::min() : loop_.Now() + kIdleBeat);
+    loop_.PollOnce(busy ? TimePoint::min() : loop_.Now() + idle_beat_);
     Beat();
     HandleMail();
     if (flow_->ready() && !stop_) RunChunk();

@@ -25,9 +25,10 @@ class PrefillStepLoop {
   using MakeExperts = std::function<StatusOr<std::unique_ptr<ExpertBackend>>(rpc::Loop* loop)>;
 
   /// What it is given must outlive this.
-  /// `prefixes` may be null: no cache.
+  /// `prefixes` may be null: no cache. An idle step thread blocks; it wakes every `idle_beat` to show that it
+  /// could work.
   PrefillStepLoop(Model& model, int64_t max_chunk_tokens, PrefillMetrics* metrics,
-                  PrefixStore* prefixes = nullptr);
+                  PrefixStore* prefixes = nullptr, Duration idle_beat = std::chrono::seconds(1));
   /// Stops.
   ~PrefillStepLoop();
   PrefillStepLoop(const PrefillStepLoop&) = delete;
@@ -95,6 +96,7 @@ class PrefillStepLoop {
   const int64_t max_chunk_tokens_;
   PrefillMetrics* metrics_;
   PrefixStore* const prefixes_;
+  const Duration idle_beat_;
   std::atomic<int64_t> last_beat_{0};
   std::thread thread_;
 
