@@ -49,8 +49,8 @@ TEST(LatePeer, ARouterTakesTheRightWorkerWhenItComes) {
   other.Tensors([](auto& t) { t.at("head.weight").bytes[0] ^= 1; });
   Serving serve;
   const std::string decode = serve(Local("cachalot-decode", TinyCheckpoint()));
-  const std::string wrong = OwnHost(1) + ":" + std::to_string(kOwnPort);
-  const std::string right = OwnHost(2) + ":" + std::to_string(kOwnPort);
+  const std::string wrong = OwnAddress(1);
+  const std::string right = OwnAddress(2);
   Programs programs;
   const auto router = programs.Start({"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", wrong + "," + right,
                                       "--decode", decode, "--die-with-parent"});

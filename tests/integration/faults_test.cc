@@ -209,13 +209,13 @@ void StreamsOutliveARestart(ProcessCluster& cluster, ProcessCluster::Member& mem
 }
 
 TEST(Restart, StreamsOutliveTheOnlyDecodeWorkers) {
-  const auto cluster = MustStart({.model = DemoDirectory()});
+  const auto cluster = MustStart({.model = DemoDirectory(), .own_addresses = true});
   ASSERT_TRUE(cluster);
   StreamsOutliveARestart(*cluster, cluster->decode(0), 20, 200, 400);
 }
 
 TEST(Restart, StreamsOutliveTheOnlyPrefillWorkers) {
-  const auto cluster = MustStart({.model = DemoDirectory()});
+  const auto cluster = MustStart({.model = DemoDirectory(), .own_addresses = true});
   ASSERT_TRUE(cluster);
   StreamsOutliveARestart(*cluster, cluster->prefill(0), 400, 8, 1);
 }

@@ -11,7 +11,7 @@
 
 namespace cachalot::testing {
 
-inline std::string MetricsAddress(int role) { return OwnHost(role) + ":" + std::to_string(kOwnPort); }
+inline std::string MetricsAddress(int role) { return OwnAddress(role); }
 
 /// What /metrics at `address` says of `name`; -1 when it does not.
 inline double Metric(const std::string& address, const std::string& name) {

@@ -16,4 +16,6 @@ inline std::string OwnHost(int host) {
 /// Below the ports that the system gives to those who ask for any.
 inline constexpr int kOwnPort = 9464;
 
+inline std::string OwnAddress(int host) { return OwnHost(host) + ":" + std::to_string(kOwnPort); }
+
 }  // namespace cachalot::testing

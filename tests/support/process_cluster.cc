@@ -6,11 +6,13 @@
 #include <thread>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
+#include "tests/support/own_address.h"
 
 namespace cachalot::testing {
 namespace {
 
 constexpr Duration kStart = std::chrono::seconds(60);
+constexpr int kPrefillHost = 101, kDecodeHost = 151;  // of OwnAddress, the first of their kind
 
 std::string Join(const std::vector<ProcessCluster::Member>& members) {
   std::string text;
@@ -31,17 +33,20 @@ StatusOr<ProcessCluster::Member> ProcessCluster::Spawn(std::vector<std::string> 
 
 Status ProcessCluster::Restart(Member& member) {
   const TimePoint deadline = std::chrono::steady_clock::now() + kStart;
-  std::vector<std::string> argv = member.argv;
-  *(std::find(argv.begin(), argv.end(), "--listen") + 1) = member.address;
+  if (std::find(member.argv.begin(), member.argv.end(), member.address) == member.argv.end())
+    return FailedPrecondition("restart of " + member.process->name() + ": others may have its port by then");
   member.process->Kill();
   RETURN_IF_ERROR(member.process->Wait(deadline).status());
-  ASSIGN_OR_RETURN(member.process, ChildProcess::Spawn({.argv = argv}));
+  ASSIGN_OR_RETURN(member.process, ChildProcess::Spawn({.argv = member.argv}));
   return member.process->WaitReady(deadline).status();
 }
 
-Status ProcessCluster::SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv) {
+Status ProcessCluster::SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv,
+                                  int own_host) {
   for (int i = 0; i < count; ++i) {
-    ASSIGN_OR_RETURN(Member member, Spawn(argv));
+    std::vector<std::string> one = argv;
+    one.insert(one.end(), {"--listen", own_host ? OwnAddress(own_host + i) : "127.0.0.1:0"});
+    ASSIGN_OR_RETURN(Member member, Spawn(std::move(one)));
     group.push_back(std::move(member));
   }
   return OkStatus();
@@ -56,8 +61,7 @@ StatusOr<std::unique_ptr<ProcessCluster>> ProcessCluster::Start(const ClusterOpt
     }
     return OkStatus();
   };
-  const std::vector<std::string> common = {"--listen", "127.0.0.1:0", "--model", options.model,
-                                           "--mode",   options.mode};
+  const std::vector<std::string> common = {"--model", options.model, "--mode", options.mode};
   const auto with = [&](const char* binary, std::vector<std::string> more) {
     std::vector<std::string> argv = {binary};
     argv.insert(argv.end(), common.begin(), common.end());
@@ -74,8 +78,11 @@ StatusOr<std::unique_ptr<ProcessCluster>> ProcessCluster::Start(const ClusterOpt
   std::vector<std::string> prefill = dense, decode = dense;
   prefill.insert(prefill.end(), options.prefill_flags.begin(), options.prefill_flags.end());
   decode.insert(decode.end(), options.decode_flags.begin(), options.decode_flags.end());
-  RETURN_IF_ERROR(cluster->SpawnGroup(cluster->prefill_, options.prefill, with("cachalot-prefill", prefill)));
-  RETURN_IF_ERROR(cluster->SpawnGroup(cluster->decode_, options.decode, with("cachalot-decode", decode)));
+  const bool own = options.own_addresses;
+  RETURN_IF_ERROR(cluster->SpawnGroup(cluster->prefill_, options.prefill, with("cachalot-prefill", prefill),
+                                      own ? kPrefillHost : 0));
+  RETURN_IF_ERROR(cluster->SpawnGroup(cluster->decode_, options.decode, with("cachalot-decode", decode),
+                                      own ? kDecodeHost : 0));
   RETURN_IF_ERROR(ready(cluster->prefill_));
   RETURN_IF_ERROR(ready(cluster->decode_));
   std::vector<std::string> router = {"cachalot-router", "--listen", "127.0.0.1:0", "--prefill",

@@ -15,6 +15,8 @@ struct ClusterOptions {
   std::string model;
   int prefill = 1, decode = 1, expert_shards = 2;  // 0 shards: experts inside the workers
   bool debug_logits = false;
+  bool own_addresses =
+      false;  // of the workers, so that they can be restarted there; one such cluster a process
   std::string mode = "exact";
   std::vector<std::string> prefill_flags, decode_flags, router_flags;
 };
@@ -38,7 +40,8 @@ class ProcessCluster {
   /// One more router of the same workers; its address.
   StatusOr<std::string> AddRouter();
 
-  /// A new life at the same address, from the thread that started the cluster: the old one, if it runs, is killed.
+  /// A new life of a worker at its own address, from the thread that started the cluster: the old one, if it
+  /// runs, is killed. FAILED_PRECONDITION without ClusterOptions::own_addresses.
   Status Restart(Member& member);
 
   /// What a worker says about itself.
@@ -49,7 +52,9 @@ class ProcessCluster {
 
  private:
   StatusOr<Member> Spawn(std::vector<std::string> argv);
-  Status SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv);
+  /// `own_host`: the first one's of OwnAddress; 0: each takes a free port.
+  Status SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv,
+                    int own_host = 0);
 
   std::vector<Member> experts_, prefill_, decode_;
   Member router_;
