@@ -10,15 +10,14 @@
 namespace cachalot {
 namespace {
 
-constexpr size_t kSessionQueueLimit = 65536;
 constexpr int kSessionMessageBytes = 16 << 20;
 constexpr int64_t kAcknowledgeEvery = 16;  // tokens; the window is far larger
 
 }  // namespace
 
 struct DecodeClient::Session {
-  Session(rpc::Loop* loop, const rpc::CallOptions& options)
-      : stream(loop, options), writes(loop, &stream, kSessionQueueLimit), beats(loop), news(loop) {}
+  Session(rpc::Loop* loop, const rpc::CallOptions& options, size_t queue_limit)
+      : stream(loop, options), writes(loop, &stream, queue_limit), beats(loop), news(loop) {}
 
   Stream stream;
   rpc::WriteQueue<Stream> writes;
@@ -170,7 +169,7 @@ rpc::Task<Status> DecodeClient::RunSession() {
   CO_RETURN_IF_ERROR(described);
   // It may have been taken out of the pool meanwhile, before anyone had said what the cluster is.
   if (stopped_ || !cluster_->compat()) co_return Unavailable("it has left");
-  Session session(loop_, {});
+  Session session(loop_, {}, options_.queue_limit);
   session.beat = options_.heartbeat_interval;
   const bool started = co_await session.stream.Start(stub_.get(), &v1::Decode::Stub::PrepareAsyncSession);
   if (!started) {
@@ -230,8 +229,8 @@ void DecodeClient::Send(v1::SessionRequest request) {
   if (session_ == nullptr) return;
   using Writes = rpc::WriteQueue<Stream>;
   if (session_->writes.Push(std::move(request)) == Writes::Pushed::kFull)
-    session_->Break(
-        Unavailable("it reads too slowly: " + std::to_string(kSessionQueueLimit) + " messages wait for it"));
+    session_->Break(Unavailable("it reads too slowly: " + std::to_string(options_.queue_limit) +
+                                " messages wait for it"));
 }
 
 std::unique_ptr<DecodeCall> DecodeClient::Open(const SequenceState& state, std::shared_ptr<FlowQueue> queue) {

@@ -24,6 +24,8 @@ struct DecodeClientOptions {
   /// Silence after which the worker counts as dead.
   Duration silence_limit = std::chrono::seconds(3);
   Duration reconnect_delay = std::chrono::milliseconds(100);
+  /// Messages that wait for a worker which reads too slowly, before its Session is broken.
+  size_t queue_limit = 65536;
 };
 
 /// The gRPC form of a lease, for the prefill client.

@@ -4,6 +4,7 @@
 
 #include "common/cluster/compat.h"
 #include "tests/router/worker_servers.h"
+#include "tests/support/own_address.h"
 
 namespace cachalot::testing {
 namespace {
@@ -332,6 +333,24 @@ TEST_F(DecodeClientTest, ASilentConnectionIsLeftBehind) {
   EXPECT_TRUE(EventuallyHealthy(*client_));
 }
 
+TEST_F(DecodeClientTest, AWorkerThatReadsNothingLosesItsSessionAndItsRequests) {
+  options_.queue_limit = 4;
+  server_->Script([this] { server_->deaf_sessions = 1; });
+  ConnectWell();
+  const auto queue = NewQueue(), again = NewQueue();
+  SequenceState large = TestState();
+  large.prompt.assign(4 << 20, 100'000);  // 12 MiB, more than gRPC takes without a reader: beats queue up behind it
+  calls_.push_back(OnLoop([&] { return client_->Open(large, queue); }));
+  const FlowEvent event = Next(queue);
+  ASSERT_EQ(event.kind, Kind::kDecodeFailed);
+  EXPECT_EQ(event.error.code(), StatusCode::kUnavailable)
+      << "only this makes a request go on at another worker";
+  EXPECT_THAT(StatusMessage(event.error), HasSubstr("it reads too slowly: 4 messages wait for it"));
+  ASSERT_TRUE(EventuallyHealthy(*client_)) << "the next Session is read";
+  server_->SendGranted(Open(again), 6);
+  EXPECT_EQ(Next(again).kind, Kind::kGranted);
+}
+
 TEST_F(DecodeClientTest, AnEndedSessionFailsTheCallsWithItsReason) {
   ConnectWell();
   const auto queue = NewQueue();
@@ -344,16 +363,16 @@ TEST_F(DecodeClientTest, AnEndedSessionFailsTheCallsWithItsReason) {
 }
 
 TEST_F(DecodeClientTest, ConnectsAgainAfterARestart) {
+  server_ = std::make_unique<DecodeServer>(OwnAddress(1));
   ConnectWell();
   const auto queue = NewQueue();
   Open(queue);
-  const int port = server_->port();
   server_.reset();
   const FlowEvent event = Next(queue);
   EXPECT_EQ(event.kind, Kind::kDecodeFailed);
   EXPECT_EQ(event.error.code(), StatusCode::kUnavailable);
   ASSERT_TRUE(EventuallySick(*client_));
-  server_ = std::make_unique<DecodeServer>(port);
+  server_ = std::make_unique<DecodeServer>(OwnAddress(1));
   ASSERT_TRUE(EventuallyHealthy(*client_));
   const auto again = NewQueue();
   const uint64_t handle = Open(again);

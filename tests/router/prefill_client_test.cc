@@ -5,6 +5,7 @@
 #include "common/cluster/compat.h"
 #include "router/decode_client.h"
 #include "tests/router/worker_servers.h"
+#include "tests/support/own_address.h"
 
 namespace cachalot::testing {
 namespace {
@@ -277,15 +278,15 @@ TEST_F(PrefillClientTest, AWorkerThatTakesNoNewWorkIsSickUntilItDoes) {
 }
 
 TEST_F(PrefillClientTest, ADeadWorkerIsSickUntilItIsBack) {
+  server_ = std::make_unique<PrefillServer>(OwnAddress(1));
   ConnectWell();
   Start();
-  const int port = server_->port();
   server_.reset();
   const FlowEvent event = Next(queue_);
   EXPECT_EQ(event.kind, Kind::kPrefillFailed);
   EXPECT_EQ(event.error.code(), StatusCode::kUnavailable) << event.error;
   EXPECT_FALSE(Health(*client_).ok());
-  server_ = std::make_unique<PrefillServer>(port);
+  server_ = std::make_unique<PrefillServer>(OwnAddress(1));
   EXPECT_TRUE(EventuallyHealthy(*client_));
   Start();
   server_->SendFirstToken(5);

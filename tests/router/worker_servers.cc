@@ -37,8 +37,10 @@ SequenceState TestState() {
 
 // ---- both
 
-WorkerServer::WorkerServer(v1::Role role, int port)
-    : server_({.listen = "127.0.0.1:" + std::to_string(port)}), loop_(server_.AddLoop({.name = "worker"})) {
+WorkerServer::WorkerServer(v1::Role role, const std::string& listen)
+    : host_(listen.substr(0, listen.rfind(':'))),
+      server_({.listen = listen}),
+      loop_(server_.AddLoop({.name = "worker"})) {
   description.set_role(role);
   *description.mutable_compat() = TestCompat();
   server_.Unary(loop_, &cluster_, &v1::Cluster::AsyncService::RequestDescribe,
@@ -75,15 +77,16 @@ rpc::Task<Status> WorkerServer::Describe(rpc::ServerCall& call, v1::Description*
 // ---- decode
 
 struct DecodeServer::Session {
-  Session(rpc::ServerCall* call, Stream* stream_)
-      : stream(stream_), writes(call->loop(), stream_, 1000), ended(call->loop()) {}
+  Session(rpc::ServerCall* call_, Stream* stream_)
+      : call(call_), stream(stream_), writes(call->loop(), stream_, 1000), ended(call->loop()) {}
+  rpc::ServerCall* call;
   Stream* stream;
   rpc::WriteQueue<Stream> writes;
   rpc::Event ended;
   Status end;
 };
 
-DecodeServer::DecodeServer(int port) : WorkerServer(v1::ROLE_DECODE, port) {
+DecodeServer::DecodeServer(const std::string& listen) : WorkerServer(v1::ROLE_DECODE, listen) {
   server_.Bidi(loop_, &decode_, &v1::Decode::AsyncService::RequestSession,
                [this](rpc::ServerCall& call, Stream& stream) { return Serve(call, stream); });
   Start();
@@ -106,13 +109,14 @@ rpc::Task<Status> DecodeServer::Serve(rpc::ServerCall& call, Stream& stream) {
 rpc::Task<void> DecodeServer::Read(std::shared_ptr<Session> session) {
   v1::SessionRequest request;
   while (co_await session->stream->Read(&request)) {
-    bool answer = false;
+    bool answer = false, deaf = false;
     v1::SessionResponse response;
     {
       std::lock_guard lock(mutex_);
       received.push_back(request);
       if (request.has_hello()) {
         answer = answers_hello;
+        if ((deaf = deaf_sessions > 0)) --deaf_sessions;
         session->end = refuses_hello;
         response.mutable_hello()->set_heartbeat_ms(asks_for_heartbeats_ms);
         if (reserve_ahead) response.mutable_hello()->set_reserve_ahead_tokens(*reserve_ahead);
@@ -121,6 +125,7 @@ rpc::Task<void> DecodeServer::Read(std::shared_ptr<Session> session) {
     }
     if (!session->end.ok()) break;
     if (answer) (void)session->writes.Push(std::move(response));
+    if (deaf) co_await session->call->cancelled().WaitUntil(TimePoint::max());
   }
   session->ended.Set();
 }
@@ -200,7 +205,7 @@ std::vector<v1::SessionRequest> DecodeServer::Await(v1::SessionRequest::MessageC
 
 // ---- prefill
 
-PrefillServer::PrefillServer(int port) : WorkerServer(v1::ROLE_PREFILL, port) {
+PrefillServer::PrefillServer(const std::string& listen) : WorkerServer(v1::ROLE_PREFILL, listen) {
   server_.ServerStreaming(
       loop_, &prefill_, &v1::Prefill::AsyncService::RequestPrefill,
       [this](rpc::ServerCall& call, const v1::PrefillRequest& request,

@@ -34,11 +34,10 @@ v1::Compat TestCompat();
 /// calls.
 class WorkerServer {
  public:
-  /// Port 0: a free one.
-  WorkerServer(v1::Role role, int port);
+  /// `listen`: an IPv4 host:port, of which 0 is any free one.
+  WorkerServer(v1::Role role, const std::string& listen);
   virtual ~WorkerServer();
-  std::string address() const { return "127.0.0.1:" + std::to_string(server_.port()); }
-  int port() const { return server_.port(); }
+  std::string address() const { return host_ + ":" + std::to_string(server_.port()); }
   void Stop() { server_.Shutdown(Duration::zero()); }
 
   /// Any thread: changes the script.
@@ -57,6 +56,7 @@ class WorkerServer {
  protected:
   void Start();
   std::mutex mutex_;
+  const std::string host_;
   rpc::Server server_;
   rpc::Loop* loop_;
 
@@ -68,7 +68,7 @@ class WorkerServer {
 class DecodeServer final : public WorkerServer {
  public:
   using Stream = rpc::ServerStream<v1::SessionRequest, v1::SessionResponse>;
-  explicit DecodeServer(int port = 0);
+  explicit DecodeServer(const std::string& listen = "127.0.0.1:0");
   ~DecodeServer() override { Stop(); }
 
   /// To the router of the latest Session.
@@ -86,6 +86,7 @@ class DecodeServer final : public WorkerServer {
   bool answers_hello = true;
   std::optional<int64_t> reserve_ahead;  // in its Hello
   bool beats = true;  // every 10 ms
+  int deaf_sessions = 0;  // of so many nothing is read behind the Hello
   uint32_t asks_for_heartbeats_ms = 0;
   Status refuses_hello;
   std::vector<v1::SessionRequest> received;
@@ -102,7 +103,7 @@ class DecodeServer final : public WorkerServer {
 
 class PrefillServer final : public WorkerServer {
  public:
-  explicit PrefillServer(int port = 0);
+  explicit PrefillServer(const std::string& listen = "127.0.0.1:0");
   ~PrefillServer() override { Stop(); }
 
   /// To the latest call.
