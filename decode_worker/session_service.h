@@ -47,7 +47,7 @@ class SessionService {
   // The rest on the loop's thread.
   /// The tokens of one step; those of sequences that were closed meanwhile are dropped.
   void Deliver(std::vector<TokenOut> tokens);
-  /// Every 100 ms or so: heartbeats, silent Sessions, the end of graces.
+  /// Every 50 ms or so: heartbeats, silent Sessions, the end of graces.
   void Tick();
   /// From the start on no lease is granted until Accept, nor after Refuse: UNAVAILABLE with `why`.
   void Accept() { refusing_.clear(); }

@@ -211,6 +211,35 @@ TEST_F(SessionTest, AnEndedSessionDoesNotWaitForARouterThatReadsNothing) {
   EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
 }
 
+TEST_F(SessionTest, ARouterThatReadsNothingLosesItsSessionAndNobodyElse) {
+  constexpr size_t kOthersTokens = 30;  // fewer messages than the limit, however late they are sent
+  options_.sessions.debug_logits = true;
+  options_.sessions.queue_limit = 64;
+  options_.leases.heartbeat_timeout = std::chrono::hours(24);
+  Start();
+  const auto other = GreetedRouter(), router = GreetedRouter();
+  // A window of each, 2 KiB a token, is more than gRPC and the queue take.
+  auto state = engine_.OtherState(6, 2000, 5);
+  state.want_logits = true;
+  std::vector<HandOff> hand_offs;
+  for (uint64_t handle : {1, 2, 3, 4}) hand_offs.push_back(Prefill(state, router->Lease(handle, state)));
+  for (const HandOff& hand_off : hand_offs) EXPECT_TRUE(Push(hand_off).ok());
+  Gauge& sessions = registry_.AddGauge("cachalot_decode_sessions", "");
+  EXPECT_TRUE(Eventually([&] { return sessions.Value() == 1; }));
+  EXPECT_EQ(Metric("expired_leases_total"), 0) << "its requests have the grace to be opened again elsewhere";
+  clock_.Advance(options_.leases.session_grace);
+  EXPECT_TRUE(Eventually([&] { return Metric("expired_leases_total") == 4; }));
+  EXPECT_TRUE(AllFree());
+  const auto others = engine_.OtherState(9, kOthersTokens, 7);
+  Run(*other, 1, others);
+  EXPECT_TRUE(other->ReadTokens(1, kOthersTokens));
+  EXPECT_EQ(other->tokens[1], engine_.Generate(others));
+  for (uint64_t handle : {1, 2, 3, 4}) router->tokens[handle] = {hand_offs[handle - 1].first_token};
+  const Status status = router->Finish();
+  EXPECT_EQ(status.code(), StatusCode::kCancelled)
+      << "the reason cannot reach one that reads nothing: " << status;
+}
+
 TEST_F(SessionTest, ARefusedRequestLeavesTheSessionAlone) {
   Start();
   const auto router = GreetedRouter();
