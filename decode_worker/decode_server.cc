@@ -64,10 +64,10 @@ Status DecodeServer::Start(StepLoop::MakeExperts make_experts) {
     auto shared = std::make_shared<std::vector<TokenOut>>(std::move(tokens));
     control_->Post([this, shared] { sessions_.Deliver(std::move(*shared)); });
   };
-  RETURN_IF_ERROR(step_.Start(
-      Observed(std::move(make_experts), &steady_,
-               [this](Duration time) { metrics_.expert_call_seconds.Observe(Seconds(time)); }),
-      deliver, options_.experts_ready));
+  const auto observe = [this](Duration time) { metrics_.expert_call_seconds.Observe(Seconds(time)); };
+  const auto failed = [this] { metrics_.expert_failures.Add(); };
+  RETURN_IF_ERROR(step_.Start(Observed(std::move(make_experts), &steady_, observe, failed), deliver,
+                              options_.experts_ready));
   control_->Post([this] {
     ready_ = true;
     sessions_.Accept();

@@ -16,6 +16,8 @@ DecodeMetrics::DecodeMetrics(MetricsRegistry& registry)
                                  "Running sequences that ended in an error.")),
       preempted(registry.AddCounter("cachalot_decode_preemptions_total",
                                     "Running sequences that gave up their KV to others.")),
+      expert_failures(registry.AddCounter("cachalot_decode_expert_failures_total",
+                                          "Calls of experts that failed, those made again included.")),
       kv_blocks_used(registry.AddGauge("cachalot_decode_kv_blocks_used", "KV blocks that leases hold.")),
       leases(registry.AddGauge("cachalot_decode_leases", "Leases that live.")),
       sessions(registry.AddGauge("cachalot_decode_sessions", "Open Sessions, one a router.")),

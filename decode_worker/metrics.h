@@ -16,6 +16,7 @@ struct DecodeMetrics {
   Counter& kv_bytes;      // KV frames received, headers included
   Counter& failed;        // running sequences that ended in an error
   Counter& preempted;     // running sequences whose KV others needed
+  Counter& expert_failures;
   Gauge& kv_blocks_used;
   Gauge& leases;
   Gauge& sessions;

@@ -10,6 +10,8 @@ PrefillMetrics::PrefillMetrics(MetricsRegistry& registry)
       prompt_tokens(registry.AddCounter("cachalot_prefill_prompt_tokens_total", "Prompt tokens computed")),
       pushed_bytes(registry.AddCounter("cachalot_prefill_pushed_bytes_total",
                                        "Bytes of KV frames sent to decode workers")),
+      expert_failures(registry.AddCounter("cachalot_prefill_expert_failures_total",
+                                          "Calls of experts that failed, those made again included")),
       kv_blocks_used(registry.AddGauge("cachalot_prefill_kv_blocks_used", "KV blocks reserved")),
       queue_length(registry.AddGauge("cachalot_prefill_queue_length", "Jobs that wait or are computed")),
       unread_row_bytes(

@@ -12,6 +12,7 @@ struct PrefillMetrics {
   Counter& failed_requests;
   Counter& prompt_tokens;
   Counter& pushed_bytes;
+  Counter& expert_failures;
   Gauge& kv_blocks_used;
   Gauge& queue_length;
   Gauge& unread_row_bytes;

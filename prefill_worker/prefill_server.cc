@@ -58,10 +58,10 @@ Status PrefillServer::Start(PrefillStepLoop::MakeExperts make_experts) {
   RETURN_IF_ERROR(server_.Start().status());
   control_->Start();
   health_.Set("liveness", true);
-  RETURN_IF_ERROR(step_.Start(
-      Observed(std::move(make_experts), &clock_,
-               [this](Duration time) { metrics_.expert_call_seconds.Observe(Seconds(time)); }),
-      options_.experts_ready));
+  const auto observe = [this](Duration time) { metrics_.expert_call_seconds.Observe(Seconds(time)); };
+  const auto failed = [this] { metrics_.expert_failures.Add(); };
+  RETURN_IF_ERROR(
+      step_.Start(Observed(std::move(make_experts), &clock_, observe, failed), options_.experts_ready));
   control_->Spawn(WatchStepThread(), "liveness of the step thread");
   service_->Open();
   for (const char* service : {"", "readiness"}) health_.Set(service, true);

@@ -390,6 +390,7 @@ TEST_F(ExpertsTest, AnOutageParksAndChangesNoToken) {
   EXPECT_TRUE(Eventually([&] { return Describe().load().running_sequences() == 2; }));
   EXPECT_TRUE(router->Close(2));  // served meanwhile
   EXPECT_TRUE(Eventually([&] { return Describe().load().running_sequences() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return Metric("expert_failures_total") > 1; })) << "it tries again";
   experts_->failing = false;
   EXPECT_TRUE(router->ReadTokens(1, engine_.oracle().greedy_tokens.size()));
   EXPECT_EQ(router->tokens[1], engine_.oracle().greedy_tokens);

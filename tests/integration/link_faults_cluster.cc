@@ -48,13 +48,13 @@ Status LinkedCluster::Spawn(Role role, int i) {
       argv.insert(argv.end(), options_.decode_flags.begin(), options_.decode_flags.end());
       break;
     case Role::kRouter:
-      argv = {"cachalot-router",    "--prefill",        both(Link::kPrefill0), "--decode",
-              both(Link::kDecode0), "--metrics-listen", MetricsOf(i)};
+      argv = {"cachalot-router", "--prefill", both(Link::kPrefill0), "--decode", both(Link::kDecode0)};
       argv.insert(argv.end(), options_.router_flags.begin(), options_.router_flags.end());
       break;
   }
   argv[0] = CACHALOT_BINARY_DIR "/" + argv[0];
   argv.insert(argv.end(), {"--listen", "127.0.0.1:0", "--die-with-parent", "--log-level", "error"});
+  if (role != Role::kExpert) argv.insert(argv.end(), {"--metrics-listen", MetricsOf(role, i)});
   ASSIGN_OR_RETURN(member(role, i).process, ChildProcess::Spawn({.argv = argv}));
   return OkStatus();
 }
@@ -121,12 +121,12 @@ std::string LinkedCluster::Ended() {
   return ended;
 }
 
-StatusOr<Workload> MakeWorkload(int max_tokens) {
+StatusOr<Workload> MakeWorkload(int max_tokens, size_t streams) {
   const auto embedded = MustLoad(DemoDirectory());
   if (!embedded) return Internal("no embedded model");
   Workload workload;
-  const std::vector<Verse> verses = SampleVerses(kStreams * 8, kSeed);
-  for (size_t i = 0; i < kStreams; ++i) {
+  const std::vector<Verse> verses = SampleVerses(streams * 8, kSeed);
+  for (size_t i = 0; i < streams; ++i) {
     // Every fourth prompt is eight verses: some chunks of prefill and many frames of KV.
     std::string text;
     for (size_t v = 0; v < (i % 4 == 3 ? 8u : 1u); ++v) text += verses[i * 8 + v].text + " ";

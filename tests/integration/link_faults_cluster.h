@@ -55,8 +55,10 @@ class LinkedCluster {
   /// The router, through its link.
   const std::string& address() { return link(Link::kClient).address(); }
   Member& member(Role role, int i) { return members_[static_cast<int>(role)][i]; }
-  /// Where router `i` serves its metrics.
-  static std::string MetricsOf(int i) { return MetricsAddress(10 + i); }
+  /// Where a prefill or decode worker or a router serves its metrics.
+  static std::string MetricsOf(Role role, int i) {
+    return MetricsAddress(10 * static_cast<int>(role) + 1 + i);
+  }
 
   /// A process in its place, after it has ended: with a new address and epoch, behind the same links.
   Status Restart(Role role, int i);
@@ -77,12 +79,12 @@ class LinkedCluster {
   std::vector<Member> members_[4];
 };
 
-/// Sixteen requests of verses, short and long, greedy and sampled, and what the embedded mode answers.
+/// Requests of verses, short and long, greedy and sampled, and what the embedded mode answers.
 struct Workload {
   std::vector<client::GenerateRequest> requests;
   std::vector<std::vector<int32_t>> answers;
 };
-StatusOr<Workload> MakeWorkload(int max_tokens);
+StatusOr<Workload> MakeWorkload(int max_tokens, size_t streams = kStreams);
 
 struct StreamsResult {
   std::vector<Output> outputs;

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "tests/integration/link_faults_cluster.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
@@ -21,6 +22,9 @@ constexpr int kMaxTokens = 64;
 constexpr Duration kSettled = seconds(15);
 constexpr int kUnavailable = 14;
 
+/// Who must do something again when requests on their way are hit.
+enum class Repair { kNone, kLease, kPrefill, kFailover, kExpertsOfPrefill, kExpertsOfDecode };
+
 /// A place on a request's way, by the number of its step in docs/architecture.md.
 struct Step {
   const char* name;
@@ -30,14 +34,13 @@ struct Step {
   size_t after_tokens;  // of all streams: when the fault is armed
   int64_t after_bytes;  // since then: when it strikes
   bool summed;          // frames with checksums: any byte may be flipped
-  // What a cut must make the router do again: it hits requests on their way. Experts' calls and the client's
-  // stream are not the router's to repair.
-  enum class Repair { kNone, kLease, kPrefill, kFailover } repair = Repair::kNone;
+  // What must be done again behind a cut: it hits requests on their way. The client's stream is its own to
+  // resume.
+  Repair repair = Repair::kNone;
   // So many bytes must have gone to the server before the fault is armed: an answer to a Describe may come at
   // any time, and does not mean that requests are on their way.
   int64_t after_sent = 0;
 };
-using Repair = Step::Repair;
 
 constexpr Step kSteps[] = {
     {"Step2_Admission", Link::kClient, Way::kToServer, "", 0, 700, false},
@@ -48,8 +51,10 @@ constexpr Step kSteps[] = {
     {"Step5_KvPush", Link::kDecode0, Way::kToServer, kPushMark, 0, 60'000, true, Repair::kPrefill},
     {"Step6_Verdict", Link::kDecode0, Way::kToClient, kPushMark, 0, 100, true, Repair::kPrefill},
     {"Step6_StepBatch", Link::kDecode0, Way::kToClient, kSessionMark, 150, 300, false, Repair::kFailover},
-    {"Step7_ExpertsOfPrefill", Link::kPrefillExpert0, Way::kToServer, "", 0, 50'000, true},
-    {"Step7_ExpertsOfDecode", Link::kDecodeExpert1, Way::kToClient, "", 150, 50'000, true},
+    {"Step7_ExpertsOfPrefill", Link::kPrefillExpert0, Way::kToServer, "", 0, 50'000, true,
+     Repair::kExpertsOfPrefill},
+    {"Step7_ExpertsOfDecode", Link::kDecodeExpert1, Way::kToClient, "", 150, 50'000, true,
+     Repair::kExpertsOfDecode},
     {"Step8_ClientStream", Link::kClient, Way::kToClient, "", 150, 300, false},
 };
 
@@ -151,12 +156,12 @@ class LinkFaultsBase : public ::testing::Test {
   }
   void SetUp() override { ASSERT_TRUE(cluster_ && workload_); }
 
-  static void ExpectExact(const StreamsResult& result) {
-    for (size_t i = 0; i < kStreams; ++i) {
+  static void ExpectExact(const StreamsResult& result, const Workload& workload = *workload_) {
+    for (size_t i = 0; i < workload.answers.size(); ++i) {
       const Output& output = result.outputs[i];
       EXPECT_TRUE(output.status.ok())
           << "stream " << i << ": " << output.status.code << " " << output.status.message;
-      EXPECT_EQ(output.ids, workload_->answers[i]) << "stream " << i;
+      EXPECT_EQ(output.ids, workload.answers[i]) << "stream " << i;
     }
   }
 
@@ -187,15 +192,58 @@ class LinkFaultsBase : public ::testing::Test {
     return broken;
   }
 
-  /// What the router has done again so far.
+  /// What the router has done again so far, and how many calls of experts have failed.
   struct Repairs {
-    double lease_retries = 0, prefill_retries = 0, decode_failovers = 0;
+    double leases = 0, prefills = 0, failovers = 0, experts_of_prefill = 0, experts_of_decode = 0;
+
+    double Of(Repair repair) const {
+      switch (repair) {
+        case Repair::kLease:  // a request whose Session is cut may have its lease already
+          return leases + failovers;
+        case Repair::kPrefill:
+          return prefills + failovers;
+        case Repair::kFailover:
+          return failovers;
+        case Repair::kExpertsOfPrefill:
+          return experts_of_prefill;
+        case Repair::kExpertsOfDecode:
+          return experts_of_decode;
+        case Repair::kNone:
+          break;
+      }
+      return 0;
+    }
   };
+  /// Over both workers of a role.
+  static double OfBoth(Role role, const std::string& name) {
+    double sum = 0;
+    for (int i : {0, 1}) {
+      const double one = Metric(LinkedCluster::MetricsOf(role, i), name);
+      EXPECT_GE(one, 0) << "no metric " << name;
+      sum += one;
+    }
+    return sum;
+  }
   static Repairs RepairsSoFar() {
-    const std::string metrics = LinkedCluster::MetricsOf(0);
-    return {Metric(metrics, "cachalot_router_lease_retries_total"),
-            Metric(metrics, "cachalot_router_prefill_retries_total"),
-            Metric(metrics, "cachalot_router_decode_failovers_total")};
+    const std::string router = LinkedCluster::MetricsOf(Role::kRouter, 0);
+    const Repairs repairs{Metric(router, "cachalot_router_lease_retries_total"),
+                          Metric(router, "cachalot_router_prefill_retries_total"),
+                          Metric(router, "cachalot_router_decode_failovers_total"),
+                          OfBoth(Role::kPrefill, "cachalot_prefill_expert_failures_total"),
+                          OfBoth(Role::kDecode, "cachalot_decode_expert_failures_total")};
+    EXPECT_GE(repairs.failovers, 0) << "the router has no metrics";
+    return repairs;
+  }
+  static Repairs RepairsSince(const Repairs& before) {
+    const Repairs now = RepairsSoFar();
+    const Repairs since{now.leases - before.leases, now.prefills - before.prefills,
+                        now.failovers - before.failovers, now.experts_of_prefill - before.experts_of_prefill,
+                        now.experts_of_decode - before.experts_of_decode};
+    std::printf(
+        "  again: %g leases, %g prefills; %g requests went on at another pair; failed calls of experts: "
+        "%g of prefill, %g of decode\n",
+        since.leases, since.prefills, since.failovers, since.experts_of_prefill, since.experts_of_decode);
+    return since;
   }
 
   static void ExpectSettled() {
@@ -230,7 +278,6 @@ TEST_P(LinkFaults, NoTokenIsLostRepeatedOrWrong) {
   LinkProxy& link = cluster_->link(c.step.link);
   const LinkFault fault = FaultOf(c);
   const Repairs before = RepairsSoFar();
-  ASSERT_GE(before.decode_failovers, 0) << "the router has no metrics";
   const auto follow = [&] {
     EXPECT_TRUE(link.WaitStruck(kStrikes)) << "it never struck: the test shows nothing";
     const Duration lasts = LastsFor(c);
@@ -258,39 +305,25 @@ TEST_P(LinkFaults, NoTokenIsLostRepeatedOrWrong) {
     result = streams.Join();
   }
   Report(NameOf(c), result);
-  const bool breaks_client = c.what == What::kCut || c.what == What::kFlip || c.what == What::kRefuse;
+  const bool breaks_all = c.what == What::kCut || c.what == What::kMovedAway;  // a client's old connections
+  const bool breaks_client = breaks_all || c.what == What::kFlip || c.what == What::kRefuse;
   if (c.step.link == Link::kClient && breaks_client) {
     cluster_->HealAll();
     const size_t broken = ExpectResumable(result);
-    EXPECT_TRUE(broken > 0 || c.what != What::kCut) << "nothing was lost: the test shows nothing";
+    EXPECT_TRUE(broken > 0 || !breaks_all) << "nothing was lost: the test shows nothing";
   } else {
     ExpectExact(result);
   }
   ExpectSettled();
-  const Repairs after = RepairsSoFar();
-  const double leases = after.lease_retries - before.lease_retries;
-  const double prefills = after.prefill_retries - before.prefill_retries;
-  const double failovers = after.decode_failovers - before.decode_failovers;
-  std::printf("  again: %g leases, %g prefills; %g requests went on at another pair\n", leases, prefills,
-              failovers);
+  const Repairs since = RepairsSince(before);
   if (c.what != What::kCut || c.step.repair == Repair::kNone) return;
-  // A request whose Session is cut may have its lease already.
-  EXPECT_GT(c.step.repair == Repair::kLease     ? leases + failovers
-            : c.step.repair == Repair::kPrefill ? prefills + failovers
-                                                : failovers,
-            0)
-      << "nothing had to be done again: the test shows nothing";
+  EXPECT_GT(since.Of(c.step.repair), 0) << "nothing had to be done again: the test shows nothing";
 }
 
 std::vector<Case> Matrix(std::initializer_list<What> what) {
   std::vector<Case> cases;
   for (const Step& step : kSteps)
-    for (What w : what) {
-      // A client whose router has vanished without a word waits for its own deadline: there is nothing to
-      // test.
-      if (step.link == Link::kClient && w == What::kMovedAway) continue;
-      cases.push_back({step, w});
-    }
+    for (What w : what) cases.push_back({step, w});
   return cases;
 }
 
@@ -379,7 +412,10 @@ class RoleFaults : public LinkFaultsBase {
     ExpectSettled();
     ExpectExactAgain(what);
   }
-  static void StoppedFor(Role role, size_t tokens, Duration time, const char* what) {
+  /// `noticed`: what must be done again since the stop is longer than silence may be.
+  static void StoppedFor(Role role, size_t tokens, Duration time, const char* what,
+                         Repair noticed = Repair::kNone) {
+    const Repairs before = RepairsSoFar();
     const StreamsResult result = StrikeAfter(tokens, [&] {
       Member(role).process->Signal(SIGSTOP);
       std::this_thread::sleep_for(time);  // the fault's own length
@@ -388,6 +424,9 @@ class RoleFaults : public LinkFaultsBase {
     Report(what, result);
     ExpectExact(result);
     ExpectSettled();
+    const Repairs since = RepairsSince(before);
+    if (noticed == Repair::kNone) return;
+    EXPECT_GT(since.Of(noticed), 0) << "nobody noticed: the streams have just waited";
   }
   static void Drained(Role role, size_t tokens, const char* what) {
     const StreamsResult result = StrikeAfter(tokens, [&] { Drain(Member(role)); });
@@ -419,22 +458,39 @@ TEST_F(RoleFaults, KilledRouterBreaksItsStreamsAndTheNextOneResumesThem) {
 }
 
 TEST_F(RoleFaults, StoppedPrefillWorker) {
-  StoppedFor(Role::kPrefill, 0, seconds(5), "prefill worker stopped 5 s");
+  StoppedFor(Role::kPrefill, 0, seconds(5), "prefill worker stopped 5 s", Repair::kPrefill);
 }
 TEST_F(RoleFaults, StoppedDecodeWorker) {
-  StoppedFor(Role::kDecode, kMidway, seconds(5), "decode worker stopped 5 s");
+  StoppedFor(Role::kDecode, kMidway, seconds(5), "decode worker stopped 5 s", Repair::kFailover);
 }
 TEST_F(RoleFaults, BrieflyStoppedDecodeWorker) {
   StoppedFor(Role::kDecode, kMidway, seconds(1), "decode worker stopped 1 s");
 }
 TEST_F(RoleFaults, StoppedExpertService) {
-  StoppedFor(Role::kExpert, kMidway, seconds(3), "expert service stopped 3 s");
+  StoppedFor(Role::kExpert, kMidway, seconds(3), "expert service stopped 3 s", Repair::kExpertsOfDecode);
 }
 TEST_F(RoleFaults, BrieflyStoppedRouter) {
   StoppedFor(Role::kRouter, kMidway, seconds(1), "router stopped 1 s");
 }
 TEST_F(RoleFaults, StoppedRouterIsGivenUpByItsWorkersAndGoesOn) {
-  StoppedFor(Role::kRouter, kMidway, seconds(7), "router stopped 7 s");
+  // Longer than a window and what the clients have: none of them ends at its worker while the router stands
+  // still, and each holds a lease there.
+  constexpr size_t kFew = 2;
+  const auto workload = MakeWorkload(600, kFew);
+  ASSERT_TRUE(workload.ok()) << workload.status();
+  const auto expired = [] { return OfBoth(Role::kDecode, "cachalot_decode_expired_leases_total"); };
+  const double before = expired();
+  const StreamsResult result = RunWith(cluster_->address(), *workload, kMidway, [&] {
+    Member(Role::kRouter).process->Signal(SIGSTOP);
+    const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+    while (expired() < before + kFew && std::chrono::steady_clock::now() < end)
+      std::this_thread::sleep_for(milliseconds(20));  // between looks at other processes
+    EXPECT_EQ(expired(), before + kFew) << "a worker goes on waiting for a router that hangs";
+    Member(Role::kRouter).process->Signal(SIGCONT);
+  });
+  Report("router stopped until its workers gave it up", result);
+  ExpectExact(result, *workload);
+  ExpectSettled();
 }
 
 TEST_F(RoleFaults, DrainedPrefillWorker) { Drained(Role::kPrefill, 0, "prefill worker drained"); }
@@ -472,7 +528,7 @@ class TwoRouters : public LinkFaultsBase {
   void TearDown() override { delete std::exchange(cluster_, nullptr); }
 
   static double Requests(int router) {
-    return Metric(LinkedCluster::MetricsOf(router), "cachalot_router_requests_total");
+    return Metric(LinkedCluster::MetricsOf(Role::kRouter, router), "cachalot_router_requests_total");
   }
   /// SIGTERM to the first one midway. How many streams went on at the second.
   static double DrainTheFirst(const std::vector<std::string>& flags) {
