@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "common/base/check.h"
+#include "tests/support/own_address.h"
 
 namespace cachalot::testing {
 namespace {
@@ -305,10 +306,11 @@ StatusOr<std::unique_ptr<LinkProxy>> LinkProxy::Listen(const std::string& target
   if (!target.empty()) {
     ASSIGN_OR_RETURN(impl->target, ParseTarget(target));
   }
-  error_code error = impl->OpenAcceptor({asio::ip::address_v4::loopback(), 0});
+  const std::string host = OwnHost(kLinkProxyHost);
+  error_code error = impl->OpenAcceptor({asio::ip::make_address_v4(host), 0});
   if (!error) impl->endpoint = impl->acceptor.local_endpoint(error);
-  if (error) return Unavailable("link proxy: cannot listen on 127.0.0.1: " + error.message());
-  impl->address = "127.0.0.1:" + std::to_string(impl->endpoint.port());
+  if (error) return Unavailable("link proxy: cannot listen on " + host + ": " + error.message());
+  impl->address = host + ":" + std::to_string(impl->endpoint.port());
   impl->thread = std::thread([raw = impl.get()] { raw->io.run(); });
   return std::unique_ptr<LinkProxy>(new LinkProxy(std::move(impl)));
 }

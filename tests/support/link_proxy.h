@@ -43,11 +43,14 @@ struct LinkCounters {
   int64_t strikes = 0, resets = 0;       // faults that came to pass; connections reset by them
 };
 
+inline constexpr int kLinkProxyHost = 201;
+
 /// Has a thread of its own. All methods may be called from any thread and take effect before they return.
 class LinkProxy {
  public:
-  /// Listens on a free port of 127.0.0.1 and forwards to `target`, an IPv4 host:port (may come later, with
-  /// SetTarget). INVALID_ARGUMENT for another address.
+  /// Listens on a free port of OwnHost(kLinkProxyHost), which nobody else takes while it refuses connections,
+  /// and forwards to `target`, an IPv4 host:port (may come later, with SetTarget). INVALID_ARGUMENT for
+  /// another address.
   static StatusOr<std::unique_ptr<LinkProxy>> Listen(const std::string& target,
                                                      std::vector<std::string> marks = {});
   ~LinkProxy();

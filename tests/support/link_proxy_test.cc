@@ -74,8 +74,9 @@ class Caller {
  public:
   explicit Caller(const LinkProxy& proxy) {
     const std::string& at = proxy.address();
-    const auto port = static_cast<uint16_t>(std::stoul(at.substr(at.rfind(':') + 1)));
-    socket_.connect({asio::ip::address_v4::loopback(), port}, error_);
+    const size_t colon = at.rfind(':');
+    const auto port = static_cast<uint16_t>(std::stoul(at.substr(colon + 1)));
+    socket_.connect({asio::ip::make_address_v4(at.substr(0, colon)), port}, error_);
   }
 
   const error_code& error() const { return error_; }
