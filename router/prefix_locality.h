@@ -29,7 +29,8 @@ class PrefixLocality {
 
   /// Keeps so many blocks of all prompts together, the least recently prefilled go first. 65,536 are 8 M
   /// tokens in about 10 MB.
-  explicit PrefixLocality(size_t max_blocks = 1 << 16) : max_blocks_(max_blocks) {}
+  PrefixLocality() : PrefixLocality(1 << 16) {}
+  explicit PrefixLocality(size_t max_blocks) : max_blocks_(max_blocks) {}
 
   PrefixLocality(const PrefixLocality&) = delete;  // blocks_ points into used_
   PrefixLocality& operator=(const PrefixLocality&) = delete;
