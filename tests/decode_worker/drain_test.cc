@@ -16,13 +16,7 @@ TEST_F(DrainTest, WhatIsQueuedForASlowRouterIsSentBeforeTheEnd) {
   options_.sessions.last_words = testing::kPatience;
   Start();
   const auto router = GreetedRouter();
-  auto state = engine_.OtherState(6, 250, 5);  // a window, 2 KiB each: more than gRPC buffers
-  state.want_logits = true;
-  std::vector<HandOff> hand_offs;
-  for (uint64_t handle : {1, 2, 3, 4}) hand_offs.push_back(Prefill(state, router->Lease(handle, state)));
-  for (const HandOff& hand_off : hand_offs) EXPECT_TRUE(Push(hand_off).ok());
-  for (uint64_t handle : {1, 2, 3, 4}) router->tokens[handle] = {hand_offs[handle - 1].first_token};
-  EXPECT_TRUE(AllFree());  // all tokens wait to be sent
+  const SequenceState state = QueueUnread(*router);
 
   std::promise<void> stopped;
   std::thread end([&] {

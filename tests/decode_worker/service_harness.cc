@@ -242,6 +242,17 @@ Status ServiceTest::Push(const HandOff& hand_off) {
   return verdict;
 }
 
+SequenceState ServiceTest::QueueUnread(TestRouter& router) {
+  SequenceState state = engine_.OtherState(6, 250, 5);  // a window, 2 KiB each
+  state.want_logits = true;
+  std::vector<HandOff> hand_offs;
+  for (uint64_t handle : {1, 2, 3, 4}) hand_offs.push_back(Prefill(state, router.Lease(handle, state)));
+  for (const HandOff& hand_off : hand_offs) EXPECT_TRUE(Push(hand_off).ok());
+  for (uint64_t handle : {1, 2, 3, 4}) router.tokens[handle] = {hand_offs[handle - 1].first_token};
+  EXPECT_TRUE(AllFree());
+  return state;
+}
+
 void ServiceTest::Run(TestRouter& router, uint64_t handle, const SequenceState& state) {
   const HandOff hand_off = Prefill(state, router.Lease(handle, state));
   router.tokens[handle] = state.emitted;

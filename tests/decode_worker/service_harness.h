@@ -125,6 +125,10 @@ class ServiceTest : public ::testing::Test {
   /// Opens, prefills and pushes; tokens[handle] begins with the first one.
   void Run(TestRouter& router, uint64_t handle, const SequenceState& state);
 
+  /// Four outputs of one sequence, handles 1 to 4, with all their logits: more than gRPC buffers. They are over, and
+  /// wait for the router to read. Needs debug_logits.
+  SequenceState QueueUnread(TestRouter& router);
+
   double Metric(const std::string& name) {
     return registry_.AddCounter("cachalot_decode_" + name, "").Value();
   }

@@ -198,13 +198,7 @@ TEST_F(SessionTest, AnEndedSessionDoesNotWaitForARouterThatReadsNothing) {
   options_.sessions.debug_logits = true;
   Start();
   const auto router = GreetedRouter();
-  auto state = engine_.OtherState(6, 250, 5);  // a window, 2 KiB each: more than gRPC buffers
-  state.want_logits = true;
-  std::vector<HandOff> hand_offs;
-  for (uint64_t handle : {1, 2, 3, 4}) hand_offs.push_back(Prefill(state, router->Lease(handle, state)));
-  for (const HandOff& hand_off : hand_offs) EXPECT_TRUE(Push(hand_off).ok());
-  for (uint64_t handle : {1, 2, 3, 4}) router->tokens[handle] = {hand_offs[handle - 1].first_token};
-  EXPECT_TRUE(AllFree());  // all tokens wait to be sent
+  (void)QueueUnread(*router);
   EXPECT_TRUE(router->Hello(server_->compat()));
   EXPECT_TRUE(Eventually([&] { return !router->Heartbeat(); }));  // once the server has let go of the call
   const Status status = router->Finish();

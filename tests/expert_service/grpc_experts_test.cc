@@ -282,6 +282,16 @@ class NamedExperts : public GrpcExperts {
     EXPECT_EQ(want_, *got);
   }
 
+  /// Connected to the services at `hosts`, and right; null when not.
+  std::unique_ptr<RemoteExperts> WorkingWith(const std::vector<int>& hosts) {
+    Publish(hosts);
+    auto backend = ConnectByName();
+    EXPECT_TRUE(backend.ok()) << backend.status();
+    if (!backend.ok()) return nullptr;
+    ExpectTheBits(**backend);
+    return std::move(*backend);
+  }
+
   std::map<int, std::unique_ptr<ExpertService>> at_;
   const std::shared_ptr<NamedResolver> resolver_ = std::make_shared<NamedResolver>();
 };
@@ -289,10 +299,8 @@ class NamedExperts : public GrpcExperts {
 TEST_F(NamedExperts, AllShardsOfANameInAnyOrder) {
   StartAt(1, 1, 2);
   StartAt(2, 0, 2);
-  Publish({1, 2});
-  const auto backend = ConnectByName();
-  ASSERT_TRUE(backend.ok()) << backend.status();
-  ExpectTheBits(**backend);
+  const auto backend = WorkingWith({1, 2});
+  ASSERT_TRUE(backend);
 }
 
 TEST_F(NamedExperts, MissingShardsAreNamedAndWaitedFor) {
@@ -325,81 +333,71 @@ TEST_F(NamedExperts, WhatDoesNotFitIsPassedOver) {
   StartAt(2, 1, 4);  // of another layout
   StartAt(3, 1, 2);
   StartAt(4, 1, 2);  // a replica
-  Publish({2, 1, 3, 4});
-  const auto backend = ConnectByName();
-  ASSERT_TRUE(backend.ok()) << backend.status();
-  ExpectTheBits(**backend);
+  const auto backend = WorkingWith({2, 1, 3, 4});
+  ASSERT_TRUE(backend);
 }
 
 TEST_F(NamedExperts, ALostShardIsFoundAtItsNewAddress) {
   StartAt(1, 0, 2);
   StartAt(2, 1, 2);
-  Publish({1, 2});
-  const auto backend = ConnectByName();
-  ASSERT_TRUE(backend.ok()) << backend.status();
-  ExpectTheBits(**backend);
+  const auto backend = WorkingWith({1, 2});
+  ASSERT_TRUE(backend);
   at_.erase(2);
-  const auto away = worker_.Run(**backend, ids_, ids_.size());
+  const auto away = worker_.Run(*backend, ids_, ids_.size());
   EXPECT_EQ(away.status().code(), StatusCode::kUnavailable);
   EXPECT_THAT(StatusMessage(away.status()), HasSubstr("shard 1/2 at " + OwnAddress(2)));
   StartAt(3, 1, 2);
   StartAt(4, 0, 2);  // a shard that is not lost
   Publish({1, 3, 4});
-  ExpectTheBits(**backend);
+  ExpectTheBits(*backend);
   // And again, from there; messages know the new place.
   at_.erase(3);
-  EXPECT_THAT(StatusMessage(worker_.Run(**backend, ids_, ids_.size()).status()),
+  EXPECT_THAT(StatusMessage(worker_.Run(*backend, ids_, ids_.size()).status()),
               HasSubstr("shard 1/2 at " + OwnAddress(3)));
   // Its old address may be another shard's now.
   StartAt(3, 0, 2);
   StartAt(2, 1, 2);
   Publish({1, 2, 3});
-  ExpectTheBits(**backend);
+  ExpectTheBits(*backend);
 }
 
 TEST_F(NamedExperts, ShardsThatExchangeAddressesAreFoundAgain) {
   StartAt(1, 0, 2);
   StartAt(2, 1, 2);
-  Publish({1, 2});
-  const auto backend = ConnectByName();
-  ASSERT_TRUE(backend.ok()) << backend.status();
-  ExpectTheBits(**backend);
+  const auto backend = WorkingWith({1, 2});
+  ASSERT_TRUE(backend);
   at_.clear();
   StartAt(1, 1, 2);
   StartAt(2, 0, 2);
-  ExpectTheBits(**backend);
+  ExpectTheBits(*backend);
   // One takes the other's address, the other a new one.
   at_.clear();
   StartAt(1, 0, 2);
   StartAt(3, 1, 2);
   Publish({1, 3});
-  ExpectTheBits(**backend);
+  ExpectTheBits(*backend);
 }
 
 TEST_F(NamedExperts, AShardIsFoundWhereAnotherWasThatMoved) {
   StartAt(1, 0, 2);
   StartAt(2, 1, 2);
-  Publish({1, 2});
-  const auto backend = ConnectByName();
-  ASSERT_TRUE(backend.ok()) << backend.status();
-  ExpectTheBits(**backend);
+  const auto backend = WorkingWith({1, 2});
+  ASSERT_TRUE(backend);
   at_.clear();
   StartAt(2, 0, 2);
   StartAt(3, 1, 2);
   Publish({2, 3});
-  ExpectTheBits(**backend);
+  ExpectTheBits(*backend);
 }
 
 TEST_F(NamedExperts, ShardsThatMoveInACircleAreFoundAgain) {
   constexpr int kShards = 4;
   for (int s = 0; s < kShards; ++s) StartAt(1 + s, s, kShards);
-  Publish({1, 2, 3, 4});
-  const auto backend = ConnectByName();
-  ASSERT_TRUE(backend.ok()) << backend.status();
-  ExpectTheBits(**backend);
+  const auto backend = WorkingWith({1, 2, 3, 4});
+  ASSERT_TRUE(backend);
   at_.clear();
   for (int s = 0; s < kShards; ++s) StartAt(1 + s, (s + 1) % kShards, kShards);
-  ExpectTheBits(**backend);
+  ExpectTheBits(*backend);
 }
 
 TEST_F(NamedExperts, OneThatComesBackWhereItWasIsUsedAgain) {
