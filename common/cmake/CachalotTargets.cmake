@@ -44,7 +44,7 @@ function(cachalot_test_entry name)
     set(log "log_path=${CACHALOT_SANITIZER_REPORTS}/${name}")
     set_tests_properties(${name} PROPERTIES
       FIXTURES_REQUIRED sanitizer_reports
-      ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:history_size=7:${log};ASAN_OPTIONS=${log};UBSAN_OPTIONS=print_stacktrace=1:${log}")
+      ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:history_size=7:${log};ASAN_OPTIONS=${log};LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0;UBSAN_OPTIONS=print_stacktrace=1:${log}")
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()
