@@ -161,7 +161,7 @@ class DnsTest : public ::testing::Test {
   void StartWorker(const std::string& role, int host, const std::string& model = DemoDirectory()) {
     const std::string name = role + std::to_string(host);
     processes_.Start(name, {"cachalot-" + role, "--listen", Host(host) + ":" + std::to_string(port_), "--model", model,
-                            "--experts", "local"});
+                            "--experts", "local", "--drain-limit-ms", "120000"});
     processes_.Ready(name);
   }
   void StartRouter(const std::vector<std::string>& more = {}) {
@@ -269,7 +269,7 @@ TEST_F(DnsTest, ARollingUpgradeToOtherWeights) {
   EXPECT_EQ(Ask(client, ChatRequest("Genesis 1:1")).text, "In the beginning God created the heaven and the earth.");
   // A stream that runs when the old ones leave ends where it began.
   const auto embedded = MustLoad(DemoDirectory());
-  const auto request = IdsRequest(RandomIds(20, 1), 1500, 0, 1);
+  const auto request = IdsRequest(RandomIds(20, 1), 600, 0, 1);
   const auto answer = EmbeddedTokens(*embedded, request);
   auto stream = client.Generate(request);
   client::Event event;
