@@ -40,7 +40,7 @@ struct ChatMessage {
 
 /// Exactly one of token_ids, text and chat (else INVALID_ARGUMENT without a call). Absent fields take the router's defaults (protos: GenerateRequest).
 struct GenerateRequest {
-  std::string request_id;
+  std::string request_id;  // at most 256 bytes
   std::optional<std::vector<int32_t>> token_ids;
   std::optional<std::string> text;
   std::vector<ChatMessage> chat;
@@ -52,7 +52,7 @@ struct GenerateRequest {
   std::vector<std::pair<int32_t, float>> logit_bias;  // token id, what is added to its logit
   std::optional<int32_t> min_tokens;
   std::optional<int32_t> max_tokens;
-  std::vector<int32_t> stop_token_ids;
+  std::vector<int32_t> stop_token_ids;  // at most 1,024
   bool ignore_eos = false;
   std::vector<int32_t> resume_tokens;
   std::optional<int32_t> n;       // outputs
