@@ -112,6 +112,16 @@ int64_t PrefillFlow::waiting_tokens() const {
   return tokens;
 }
 
+bool PrefillFlow::ChunkWanted(const std::function<bool(uint64_t id)>& gone) const {
+  const auto stays = [&gone](const PrefillJob& request) { return !gone(request.id); };
+  for (size_t i = 0; i < take_.size(); ++i) {
+    if (take_[i] == 0) continue;
+    const Job& job = jobs_[i];
+    if (stays(job.request) || std::any_of(job.followers.begin(), job.followers.end(), stays)) return true;
+  }
+  return false;
+}
+
 std::vector<int64_t> PrefillFlow::Plan() {
   for (;;) {
     std::vector<int64_t> remaining, limits;
@@ -170,7 +180,9 @@ bool PrefillFlow::Step() {
       segments.push_back({&jobs_[i].request.kv, std::span(jobs_[i].context).subspan(jobs_[i].done, take[i]),
                           WantsRows(jobs_[i].request.state)});
 
+  take_ = take;
   const auto logits = model_.Forward(segments, experts_);
+  take_.clear();
   if (!logits.ok()) {
     // The rings of these sequences have moved on: only a new prefill can repair them (the router
     // retries).

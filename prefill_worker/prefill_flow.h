@@ -15,6 +15,7 @@
 // do not wait for its reader: they go on without it, from where it is.
 
 #include <deque>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -81,6 +82,9 @@ class PrefillFlow {
   bool ready() const;
   /// Prompt tokens not yet computed: the load figure for placement.
   int64_t waiting_tokens() const;
+  /// Inside Step, from a call of the experts: false when `gone` names all whom the chunk in progress is for.
+  /// The experts may fail it then.
+  bool ChunkWanted(const std::function<bool(uint64_t id)>& gone) const;
   /// What the last Step ran, whether or not it succeeded.
   int64_t last_chunk_tokens() const { return last_chunk_tokens_; }
 
@@ -113,6 +117,7 @@ class PrefillFlow {
   PrefixStore* const prefixes_;
   Sampler sampler_;
   std::deque<Job> jobs_;
+  std::vector<int64_t> take_;  // inside Step: so many tokens of each job
   int64_t last_chunk_tokens_ = 0;
 };
 

@@ -87,8 +87,9 @@ Status PrefillStepLoop::PatientExperts::Begin(const ExpertCall& call) {
 }
 
 Status PrefillStepLoop::PatientExperts::TryBegin() {
-  step_->Beat();
   for (;;) {
+    step_->Beat();
+    RETURN_IF_ERROR(step_->ChunkGoesOn());
     Status status = experts_->Begin(call_);
     if (status.ok() || !Again(status)) return status;
   }
@@ -113,7 +114,7 @@ bool PrefillStepLoop::PatientExperts::Again(const Status& status) {
   if (now - away_since_ >= kExpertOutageGrace && now - begun_ >= kLeastTry) return false;
   step_->Beat();
   const TimePoint until = now + kExpertRetry;
-  // Connecting again is the loop's work. Mail waits for the end of the chunk, as always.
+  // Connecting again is the loop's work. Mail waits for the end of the chunk, as always, but for ChunkGoesOn.
   while (step_->loop_.Now() < until) step_->loop_.PollOnce(until);
   return true;
 }
@@ -150,6 +151,19 @@ void PrefillStepLoop::HandleMail() {
     }
     encoders_.erase(found);
   }
+}
+
+/// Asked between two layers of a chunk.
+Status PrefillStepLoop::ChunkGoesOn() {
+  while (loop_.PollOnce(TimePoint::min()) == rpc::Loop::Poll::kProgress) {
+  }
+  if (stop_) return Unavailable("the prefill worker ends");
+  std::vector<uint64_t> gone;
+  for (const Mail& mail : mail_)
+    if (mail.kind == Mail::Kind::kCancel) gone.push_back(mail.id);
+  if (gone.empty()) return OkStatus();
+  const bool wanted = flow_->ChunkWanted([&gone](uint64_t id) { return std::ranges::find(gone, id) != gone.end(); });
+  return wanted ? OkStatus() : Cancelled("all whom the chunk was for have gone");
 }
 
 void PrefillStepLoop::RunChunk() {

@@ -1,6 +1,7 @@
 #pragma once
 // The step thread of the prefill worker: the only one that computes. It owns the flow; others talk to it by
-// posting to its loop, and what they posted takes effect between two chunks.
+// posting to its loop, and what they posted takes effect between two chunks. A chunk that nobody waits for any
+// more ends at its next layer.
 
 #include <atomic>
 #include <cstdint>
@@ -36,13 +37,14 @@ class PrefillStepLoop {
 
   /// Starts the thread and waits until it has its experts: their error, or DEADLINE_EXCEEDED. Once.
   Status Start(MakeExperts make_experts, Duration at_most);
-  /// Ends the thread after the chunk in progress and drops all jobs. Nothing may be sent any more.
+  /// Ends the thread after the layer in progress and drops all jobs. Nothing may be sent any more.
   void Stop();
 
   // Any thread; nothing happens when the loop has stopped.
   /// `job.sink` becomes `encoder`.
   void Submit(PrefillJob job, std::shared_ptr<KvEncoder> encoder);
-  /// Frees the job's KV after the chunk in progress; its encoder reports nothing more after that.
+  /// Frees the job's KV after the chunk in progress, or its layer if the chunk is of no other job; its encoder
+  /// reports nothing more after that.
   void Cancel(uint64_t id);
   /// So many bytes of the job's frames were sent.
   void Release(uint64_t id, int64_t bytes);
@@ -87,6 +89,7 @@ class PrefillStepLoop {
   void RunChunks();
   void Send(Mail mail);
   void HandleMail();
+  Status ChunkGoesOn();
   void RunChunk();
   void Beat() {
     last_beat_.store(std::chrono::steady_clock::now().time_since_epoch().count(), std::memory_order_relaxed);

@@ -48,6 +48,95 @@ class AwayExperts final : public ExpertBackend {
   std::atomic<int>* away_;
 };
 
+/// Experts that never poll, and tell of each layer before they compute it.
+class ToldExperts final : public ExpertBackend {
+ public:
+  ToldExperts(ExpertBackend& inner, std::function<void(int)>* at_layer) : inner_(inner), at_layer_(at_layer) {}
+  Status Begin(const ExpertCall& call) override {
+    (*at_layer_)(call.layer);
+    return inner_.Begin(call);
+  }
+  Status Wait() override { return inner_.Wait(); }
+
+ private:
+  ExpertBackend& inner_;
+  std::function<void(int)>* at_layer_;
+};
+
+/// A step thread over ToldExperts; what it is told is of that thread.
+class PrefillLayersTest : public ::testing::Test {
+ protected:
+  void Start() {
+    at_layer_ = [this](int layer) {
+      layers_.push_back(layer);
+      if (layers_.size() == act_at_) std::exchange(act_, nullptr)();
+    };
+    const Status started = step_.Start(
+        [this](rpc::Loop*) -> StatusOr<std::unique_ptr<ExpertBackend>> {
+          return std::unique_ptr<ExpertBackend>(std::make_unique<ToldExperts>(m_.experts, &at_layer_));
+        },
+        std::chrono::seconds(10));
+    ASSERT_TRUE(started.ok()) << started;
+  }
+  void Submit(uint64_t id) {
+    auto encoder = std::make_shared<KvEncoder>(
+        std::nullopt, 3, 0, [this](const JobEvent& event) { ended_ += event.kind == JobEvent::Kind::kFirstToken; },
+        KvEncoder::Windows{});
+    step_.Submit({id, m_.State(m_.Prompt(3, static_cast<int>(id))), *m_.pools.Reserve(3), 0, nullptr}, encoder);
+  }
+  /// Ends the step thread when so many jobs have their first token.
+  void StopBehind(int jobs) {
+    const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+    while (ended_ < jobs && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    step_.Stop();
+    EXPECT_EQ(ended_, jobs);
+    EXPECT_EQ(m_.pools.used_blocks(), 0);
+  }
+  /// Of so many whole chunks, behind `first`.
+  std::vector<int> Layers(std::vector<int> first, int chunks) const {
+    for (int chunk = 0; chunk < chunks; ++chunk)
+      for (int layer = 0; layer < m_.weights->config.num_hidden_layers; ++layer) first.push_back(layer);
+    return first;
+  }
+
+  TestModel m_;
+  MetricsRegistry registry_;
+  PrefillMetrics metrics_{registry_};
+  std::function<void(int)> at_layer_;
+  size_t act_at_ = 0;  // behind so many layers in all comes `act_`
+  std::function<void()> act_;
+  std::vector<int> layers_;
+  std::atomic<int> ended_ = 0;
+  PrefillStepLoop step_{m_.model, 64, &metrics_};
+};
+
+TEST_F(PrefillLayersTest, AChunkThatNobodyWaitsForEndsAtItsNextLayer) {
+  act_at_ = 2;  // in layer 1 of the first chunk
+  act_ = [this] {
+    step_.Cancel(1);
+    Submit(2);
+  };
+  Start();
+  Submit(1);
+  StopBehind(1);
+  EXPECT_EQ(layers_, Layers({0, 1}, 1));
+}
+
+TEST_F(PrefillLayersTest, AChunkThatAnotherWaitsForGoesOn) {
+  const auto layers = static_cast<size_t>(m_.weights->config.num_hidden_layers);
+  act_at_ = 1;  // both come inside the chunk of job 1 and share the next
+  act_ = [this, layers] {
+    Submit(2);
+    Submit(3);
+    act_at_ = layers + 2;
+    act_ = [this] { step_.Cancel(2); };
+  };
+  Start();
+  Submit(1);
+  StopBehind(3);  // job 2, too, is done when its cancel is taken
+  EXPECT_EQ(layers_, Layers({}, 2));
+}
+
 TEST(PrefillStepLoop, AJobBehindAnOutageGivesExpertsTimeToConnectAgain) {
   TestModel m;
   MetricsRegistry registry;
