@@ -57,6 +57,7 @@ TEST(LogitsRows, OfAnotherVocabularyOrOfOtherIdsAreRefused) {
       {0, kIds, kIds * (kVocab + 1)},  // a larger one
       {0, kIds, 0},
       {1, kIds, kIds * kVocab},
+      {1, kIds - 1, (kIds - 1) * kVocab},  // out of turn
       {kIds + 1, 0, 0},
       {-1, 1, kVocab},
       {0, -1, 0},
@@ -74,9 +75,16 @@ TEST(LogitsRows, OfAnotherVocabularyOrOfOtherIdsAreRefused) {
     EXPECT_THAT(std::string(StatusMessage(all.status())),
                 HasSubstr("wanted rows of " + std::to_string(kVocab) + " for " + std::to_string(kIds) + " ids"));
   }
+  const auto twice = Ask({Rows(0, 1, kVocab), Rows(0, 1, kVocab), Rows(2, 1, kVocab)});
+  EXPECT_EQ(twice.status().code(), StatusCode::kDataLoss) << "row 1 never came";
   const auto less = Ask({Rows(0, 2, 2 * kVocab)});
   EXPECT_EQ(less.status().code(), StatusCode::kDataLoss);
   EXPECT_THAT(std::string(StatusMessage(less.status())), HasSubstr("2 rows of logits for 3 ids"));
+}
+
+TEST(LogitsRows, TakeNoMemoryForWhatIsOnlySaid) {
+  cli::LogitsRows all(1 << 20, std::numeric_limits<int32_t>::max());
+  EXPECT_EQ(all.Finish().status().code(), StatusCode::kDataLoss);
 }
 
 }  // namespace
