@@ -32,6 +32,8 @@ DecodeServerOptions DecodeConfig::ServerOptions() const {
   options.kv_tokens = worker.kv_tokens;
   options.max_sequences = worker.max_sequences;
   options.sessions.debug_logits = worker.debug_logits;
+  // A long step of these is arithmetic: done again it takes as long.
+  if (worker.local_experts()) options.decode.step_limit = Duration::max();
   return options;
 }
 

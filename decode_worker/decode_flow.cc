@@ -20,20 +20,25 @@ Status CheckHolds(const BlockPools& pools, const SequenceState& state) {
 
 Status DecodeFlow::AskedExperts::Begin(const ExpertCall& call) {
   asked_ = clock_.Now();
-  if (!first_asked_) first_asked_ = asked_;
-  const bool awaited = at_call_ && at_call_();
-  if (awaited && interruptible_ && asked_ - *first_asked_ >= step_limit_) {
+  const Awaited awaited = at_call_ ? at_call_() : Awaited::kNothing;
+  const bool long_enough = interruptible_ && taken_ >= step_limit_;
+  if (awaited == Awaited::kStop || (awaited == Awaited::kRemove && long_enough)) {
     interrupted_ = true;
-    return DeadlineExceeded("experts have taken " + std::to_string(Seconds(asked_ - *first_asked_)) +
-                            " s of one step");
+    return DeadlineExceeded("experts have taken " + std::to_string(Seconds(taken_)) + " s of one step");
   }
   return experts_.Begin(call);
+}
+
+Status DecodeFlow::AskedExperts::Wait() {
+  Status status = experts_.Wait();
+  taken_ += clock_.Now() - asked_;
+  return status;
 }
 
 DecodeFlow::DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options,
                        AtCall at_call)
     : model_(model),
-      experts_(experts, clock, options.expert_outage_grace, std::move(at_call)),
+      experts_(experts, clock, options.step_limit, std::move(at_call)),
       clock_(clock),
       options_(options),
       sampler_(model.config().vocab_size) {}
@@ -129,12 +134,13 @@ DecodeFlow::Progress DecodeFlow::Step(std::vector<TokenOut>& out) {
     away_ = interrupted_ = false;
     return no_room ? Progress::kNoRoom : Progress::kIdle;
   }
-  next_ = count > batch_.size() ? (batch_.back() + 1) % count : 0;
+  const size_t from = std::exchange(next_, count > batch_.size() ? (batch_.back() + 1) % count : 0);
 
   // One that is done again runs to its end, however slow: nobody's cancels keep the others from their tokens.
   experts_.Restart(/*interruptible=*/!interrupted_);
   const auto logits = model_.Forward(segments_, experts_);
   if (!logits.ok() && experts_.interrupted()) {
+    next_ = from;  // the same sequences: others may run only when these have their tokens
     interrupted_ = true;
     away_ = false;  // they answered all the time
     return Progress::kInterrupted;

@@ -39,6 +39,7 @@ struct DecodeOptions {
   int max_batch = 64;    // sequences a step
   int64_t window = 256;  // tokens that may be on their way to a reader
   Duration expert_outage_grace = std::chrono::seconds(5);
+  Duration step_limit = std::chrono::seconds(5);  // of experts in a step whose end a Remove waits for
 };
 
 /// OUT_OF_RANGE, with both numbers, for a sequence whose prompt and max_tokens the pools could not hold if
@@ -48,8 +49,10 @@ Status CheckHolds(const BlockPools& pools, const SequenceState& state);
 class DecodeFlow {
  public:
   enum class Progress { kIdle, kStepped, kExpertsAway, kNoRoom, kInterrupted };
-  /// Heard before every call of experts. True: somebody waits for the end of the step to Remove sequences.
-  using AtCall = std::function<bool()>;
+  /// What waits for the end of the step: nothing, a Remove of sequences, or the end of all.
+  enum class Awaited { kNothing, kRemove, kStop };
+  /// Heard before every call of experts.
+  using AtCall = std::function<Awaited()>;
 
   DecodeFlow(Model& model, ExpertBackend& experts, const Clock& clock, DecodeOptions options,
              AtCall at_call = {});
@@ -69,8 +72,8 @@ class DecodeFlow {
   /// are in `out` whatever is returned. kExpertsAway: the experts did not answer and the step will be tried
   /// again, until `expert_outage_grace` has passed since the first call without an answer was begun; then all
   /// sequences end with that error. kNoRoom: all that could run waits for KV that sequences outside this flow
-  /// hold. kInterrupted: experts that answer, but slowly, had taken `expert_outage_grace` of the step when
-  /// AtCall said that somebody waits; the next Step does it again, and none is interrupted until one is done.
+  /// hold. kInterrupted: AtCall said kStop; or kRemove, and experts that answer, but slowly, had taken
+  /// `step_limit` of the step: then the next Step does it again, and no Remove interrupts one until it is done.
   Progress Step(std::vector<TokenOut>& out);
 
   size_t running() const { return sequences_.size(); }
@@ -87,12 +90,12 @@ class DecodeFlow {
         : experts_(experts), clock_(clock), step_limit_(step_limit), at_call_(std::move(at_call)) {}
     /// A step begins.
     void Restart(bool interruptible) {
-      first_asked_.reset();
+      taken_ = {};
       interruptible_ = interruptible;
       interrupted_ = false;
     }
     Status Begin(const ExpertCall& call) override;
-    Status Wait() override { return experts_.Wait(); }
+    Status Wait() override;
     TimePoint asked() const { return asked_; }
     /// The step failed for that, not for the experts.
     bool interrupted() const { return interrupted_; }
@@ -103,7 +106,7 @@ class DecodeFlow {
     const Duration step_limit_;
     const AtCall at_call_;
     TimePoint asked_{};
-    std::optional<TimePoint> first_asked_;  // in this step
+    Duration taken_{};  // by the calls of this step
     bool interruptible_ = false, interrupted_ = false;
   };
   struct Sequence {

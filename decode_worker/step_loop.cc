@@ -51,7 +51,7 @@ void StepLoop::Main(MakeExperts make_experts, std::promise<Status>* started) {
     experts_ = std::move(*experts);
     flow_ = std::make_unique<DecodeFlow>(model_, *experts_, clock_, options_, [this] {
       Beat();
-      return ends_wait_.load(std::memory_order_relaxed);
+      return awaited_.load(std::memory_order_relaxed);
     });
     started->set_value(OkStatus());
     RunSteps();
@@ -91,6 +91,8 @@ void StepLoop::RunSteps() {
         WaitForMail(loop_.Now() + kRetry);
         break;
       case DecodeFlow::Progress::kInterrupted:
+        WaitForMail(TimePoint::min());
+        if (stop_) return;
         LogInfo("slow experts: a step is done again after " + std::to_string(Seconds(loop_.Now() - begin)) +
                 " s, behind cancelled requests");
         break;
@@ -112,7 +114,7 @@ void StepLoop::TakeMail() {
   {
     std::lock_guard lock(mutex_);
     taken_.swap(mail_);
-    ends_wait_.store(false, std::memory_order_relaxed);
+    awaited_.store(DecodeFlow::Awaited::kNothing, std::memory_order_relaxed);
   }
   if (taken_.empty()) return;
   for (Message& message : taken_) std::visit([this](auto& m) { Take(m); }, message);
@@ -125,8 +127,9 @@ void StepLoop::Send(Message message) {
   {
     std::lock_guard lock(mutex_);
     wake = mail_.empty();
-    if (std::holds_alternative<RemoveMessage>(message) || std::holds_alternative<StopMessage>(message))
-      ends_wait_.store(true, std::memory_order_relaxed);
+    if (std::holds_alternative<StopMessage>(message)) awaited_ = DecodeFlow::Awaited::kStop;
+    if (std::holds_alternative<RemoveMessage>(message) && awaited_ == DecodeFlow::Awaited::kNothing)
+      awaited_ = DecodeFlow::Awaited::kRemove;
     mail_.push_back(std::move(message));
   }
   if (wake) loop_.Post([] {});

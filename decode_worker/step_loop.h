@@ -39,6 +39,7 @@ class StepLoop {
 
   /// Starts the thread and waits until it has its experts: their error, or DEADLINE_EXCEEDED. Once.
   Status Start(MakeExperts make_experts, Deliver deliver, Duration at_most);
+  /// Ends the thread after the layer in progress.
   void Stop();
 
   // Any thread. In order; taken between two steps. A step of slow experts ends early for a Remove.
@@ -105,7 +106,7 @@ class StepLoop {
 
   std::atomic<int64_t> running_{0}, alive_{0};
   std::atomic<bool> starved_{false};
-  std::atomic<bool> ends_wait_{false};  // mail_ has a Remove, whose KV others may want, or the Stop
+  std::atomic<DecodeFlow::Awaited> awaited_{DecodeFlow::Awaited::kNothing};  // what mail_ has of it
 };
 
 }  // namespace cachalot

@@ -47,10 +47,11 @@ class FlakyExperts final : public ExpertBackend {
 class DecodeFlowTest : public ::testing::Test {
  protected:
   using Progress = DecodeFlow::Progress;
+  using Awaited = DecodeFlow::Awaited;
 
   void Start(DecodeOptions options = {}) {
     flow_ =
-        std::make_unique<DecodeFlow>(engine_.model(), experts_, clock_, options, [this] { return waits_; });
+        std::make_unique<DecodeFlow>(engine_.model(), experts_, clock_, options, [this] { return awaited_; });
   }
   /// Prefills and joins; the first token is in tokens_[id] then.
   void Join(uint64_t id, const SequenceState& state) {
@@ -87,7 +88,7 @@ class DecodeFlowTest : public ::testing::Test {
   std::map<uint64_t, std::vector<int32_t>> tokens_;
   std::vector<TokenOut> out_;
   bool acknowledge_ = true;
-  bool waits_ = false;  // somebody, for the end of the step
+  Awaited awaited_ = Awaited::kNothing;
 };
 
 TEST_F(DecodeFlowTest, GreedyTokensEqualTheOraclesInABatchWithOthers) {
@@ -361,13 +362,13 @@ TEST_F(DecodeFlowTest, AnOutageEndsWhenAllThatWaitedForItsEndStall) {
 TEST_F(DecodeFlowTest, AStepOfSlowExpertsEndsForThoseWhoWaitAndIsDoneAgain) {
   const auto other = engine_.OtherState(5, 9, 1);
   const auto other_alone = Alone(other);
-  Start({.expert_outage_grace = seconds(5)});
+  Start({.expert_outage_grace = {}, .step_limit = seconds(5)});
   Join(1, engine_.OracleState());
   Join(2, other);
   Join(3, engine_.OtherState(7, 12, 3));
   experts_.pace = seconds(2);  // 12 s a step
   EXPECT_EQ(Step(), Progress::kStepped) << "nobody waited";
-  waits_ = true;
+  awaited_ = Awaited::kRemove;
   experts_.pace = milliseconds(900);
   EXPECT_EQ(Step(), Progress::kStepped) << "within the limit";
   experts_.pace = seconds(2);
@@ -384,23 +385,48 @@ TEST_F(DecodeFlowTest, AStepOfSlowExpertsEndsForThoseWhoWaitAndIsDoneAgain) {
   EXPECT_EQ(engine_.pools().used_blocks(), 0);
 }
 
-TEST_F(DecodeFlowTest, AnInterruptedStepIsNoOutage) {
-  Start({.expert_outage_grace = seconds(5)});
+TEST_F(DecodeFlowTest, AnInterruptedStepIsDoneAgainBeforeThoseOfOthers) {
+  const auto state = engine_.OtherState(7, 12, 3);
+  Start({.max_batch = 2, .step_limit = seconds(5)});
+  for (uint64_t id : {1, 2, 3, 4}) Join(id, state);
+  experts_.pace = seconds(2);
+  awaited_ = Awaited::kRemove;
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_EQ(Step(), Progress::kInterrupted);
+    ASSERT_EQ(Step(), Progress::kStepped);
+  }
+  for (uint64_t id : {1, 2, 3, 4}) EXPECT_EQ(tokens_[id].size(), 3u) << id;
+}
+
+TEST_F(DecodeFlowTest, TheEndWaitsForALayerEvenOfAStepThatIsDoneAgain) {
+  Start({.step_limit = seconds(5)});
   Join(1, engine_.OracleState());
   experts_.pace = seconds(2);
-  waits_ = true;
+  awaited_ = Awaited::kRemove;
+  EXPECT_EQ(Step(), Progress::kInterrupted);
+  awaited_ = Awaited::kStop;
+  const TimePoint begun = clock_.Now();
+  EXPECT_EQ(Step(), Progress::kInterrupted);
+  EXPECT_EQ(clock_.Now(), begun);
+}
+
+TEST_F(DecodeFlowTest, AnInterruptedStepIsNoOutage) {
+  Start({.expert_outage_grace = seconds(5), .step_limit = seconds(5)});
+  Join(1, engine_.OracleState());
+  experts_.pace = seconds(2);
+  awaited_ = Awaited::kRemove;
   EXPECT_EQ(Step(), Progress::kInterrupted);
   experts_.failures = 1;
   EXPECT_EQ(Step(), Progress::kExpertsAway) << "the outage began with the interruption";
   EXPECT_EQ(Step(), Progress::kStepped);
   experts_.failures = 1;
-  waits_ = false;
+  awaited_ = Awaited::kNothing;
   EXPECT_EQ(Step(), Progress::kExpertsAway);
-  waits_ = true;
+  awaited_ = Awaited::kRemove;
   EXPECT_EQ(Step(), Progress::kInterrupted);  // they answered for 6 s: that outage is over
   experts_.failures = 1;
   EXPECT_EQ(Step(), Progress::kExpertsAway) << "the outage outlived the answers";
-  waits_ = false;
+  awaited_ = Awaited::kNothing;
   RunToEnd();
   EXPECT_EQ(tokens_[1], engine_.oracle().greedy_tokens);
 }

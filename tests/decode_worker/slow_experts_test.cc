@@ -103,7 +103,7 @@ TEST_F(SlowExpertsTest, AClientThatLeavesFreesItsKvInTheMiddleOfAStep) {
   EXPECT_TRUE(router->Close(2));
   ASSERT_TRUE(Eventually([&] { return Describe().load().leases() == 1; }));
   EXPECT_EQ(server_->pools().used_blocks(), used) << "the step runs with it";
-  experts_->SetPace(options_.decode.expert_outage_grace);
+  experts_->SetPace(options_.decode.step_limit);
   experts_->Pass();
   ASSERT_TRUE(Eventually([&] { return experts_->steps() == 3; }));
   EXPECT_EQ(experts_->layers(), layers + 1) << "the step was not interrupted behind its first layer";
@@ -126,6 +126,59 @@ TEST_F(SlowExpertsTest, AStepThreadThatHangsIsNotAlive) {
   EXPECT_TRUE(Eventually([&] { return Healthy("liveness"); }));
   EXPECT_TRUE(router->ReadTokens(1, engine_.oracle().greedy_tokens.size()));
   EXPECT_EQ(router->tokens[1], engine_.oracle().greedy_tokens);
+}
+
+/// Tells the step thread in its first layer to end, and goes on when that is known.
+class EndingExperts final : public ExpertBackend {
+ public:
+  EndingExperts(ExpertBackend& inner, rpc::Loop* loop, std::future<void> joined, std::function<void()> end, int* layers)
+      : inner_(inner), loop_(loop), joined_(std::move(joined)), end_(std::move(end)), layers_(layers) {}
+  Status Begin(const ExpertCall& call) override { return inner_.Begin(call); }
+  Status Wait() override {
+    if (++*layers_ == 1) {
+      joined_.wait_for(testing::kPatience);
+      while (loop_->PollOnce(TimePoint::min()) == rpc::Loop::Poll::kProgress) {
+      }
+      end_();
+      EXPECT_EQ(loop_->PollOnce(loop_->Now() + testing::kPatience), rpc::Loop::Poll::kProgress);
+    }
+    return inner_.Wait();
+  }
+
+ private:
+  ExpertBackend& inner_;
+  rpc::Loop* const loop_;
+  std::future<void> joined_;  // nothing else is on its way to the loop then
+  const std::function<void()> end_;
+  int* const layers_;
+};
+
+TEST(StepLoop, EndsBehindALayer) {
+  testing::TinyEngine engine;
+  const SteadyClock clock;
+  const auto state = engine.OracleState();
+  SequenceKv kv = *engine.pools().Reserve(state.MaxTokens());
+  const int32_t first = engine.Prefill(state, kv);
+  int layers = 0;
+  StepLoop step(engine.model(), clock, {});
+  std::promise<void> joined, ending;
+  std::future<void> ended;
+  const Status started = step.Start(
+      [&](rpc::Loop* loop) -> StatusOr<std::unique_ptr<ExpertBackend>> {
+        const auto end = [&] {
+          ended = std::async(std::launch::async, [&] { step.Stop(); });
+          ending.set_value();
+        };
+        return std::make_unique<EndingExperts>(engine.experts(), loop, joined.get_future(), end, &layers);
+      },
+      [](std::vector<TokenOut>, StepFigures) {}, testing::kPatience);
+  ASSERT_TRUE(started.ok()) << started;
+  step.Join(1, state, std::move(kv), first, /*preemptible=*/false);
+  joined.set_value();
+  ASSERT_EQ(ending.get_future().wait_for(testing::kPatience), std::future_status::ready);
+  ASSERT_EQ(ended.wait_for(testing::kPatience), std::future_status::ready);
+  EXPECT_EQ(layers, 1);
+  EXPECT_EQ(engine.pools().used_blocks(), 0);
 }
 
 /// Notes in every layer when the step thread last showed that it is alive.
