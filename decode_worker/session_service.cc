@@ -60,6 +60,7 @@ SessionService::~SessionService() = default;
 // ---- one stream's life
 
 rpc::Task<Status> SessionService::Serve(rpc::ServerCall& call, Stream& stream) {
+  if (!over_.ok()) co_return over_;
   auto session = std::make_shared<Session>(&call, &stream, leases_.OpenSession(), options_.queue_limit);
   sessions_[session->id] = session;
   metrics_.sessions.Set(static_cast<double>(sessions_.size()));
@@ -103,6 +104,7 @@ void SessionService::End(Session& session, const Status& status) {
 }
 
 void SessionService::EndAll(const Status& status) {
+  over_ = status;
   for (auto& [id, session] : sessions_) {
     session->flush = true;
     End(*session, status);

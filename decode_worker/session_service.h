@@ -52,7 +52,7 @@ class SessionService {
   /// From the start on no lease is granted until Accept, nor after Refuse: UNAVAILABLE with `why`.
   void Accept() { refusing_.clear(); }
   void Refuse(std::string why) { refusing_ = std::move(why); }
-  /// Ends every Session when what is queued for it has been sent.
+  /// Ends every Session when what is queued for it has been sent, and from now on every new one at once.
   void EndAll(const Status& status);
   /// Those that have ended count until what they had queued is sent, or given up.
   size_t open() const { return sessions_.size() + flushing_; }
@@ -89,6 +89,7 @@ class SessionService {
   v1::Decode::WithAsyncMethod_Session<v1::Decode::Service> service_;
   std::map<uint64_t, std::shared_ptr<Session>> sessions_;  // by the lease table's ids
   size_t flushing_ = 0;  // have ended and still send
+  Status over_;          // not OK behind EndAll
   KvClaims claims_;
   std::string refusing_ = "starting: this decode worker has not reached its experts yet";
 };

@@ -35,5 +35,22 @@ TEST_F(DrainTest, WhatIsQueuedForASlowRouterIsSentBeforeTheEnd) {
   end.join();
 }
 
+TEST_F(DrainTest, ASessionThatComesWhileOthersAreFlushedEndsAtOnce) {
+  options_.sessions.debug_logits = true;
+  options_.sessions.last_words = testing::kPatience;
+  Start();
+  const auto slow = GreetedRouter();
+  QueueUnread(*slow);
+  const auto other = GreetedRouter();
+  std::thread end([&] { server_->Drain(testing::kPatience); });
+  EXPECT_EQ(other->Finish().code(), StatusCode::kUnavailable);  // it has been told, as all have
+  const auto late = NewRouter();
+  late->Hello(server_->compat());
+  EXPECT_EQ(late->Next().message_case(), v1::SessionResponse::MESSAGE_NOT_SET) << "it was greeted";
+  EXPECT_EQ(late->Finish().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(slow->Finish().code(), StatusCode::kUnavailable);
+  end.join();
+}
+
 }  // namespace
 }  // namespace cachalot
