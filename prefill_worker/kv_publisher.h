@@ -53,6 +53,7 @@ struct JobEvent {
     kFailed,          // error: the job is over on the step thread
     kPushed,          // error: the verdict, or why there is none
     kGone,            // the caller gave up
+    kTurn,            // first of those that wait for KV
   };
   Kind kind{};
   int64_t first = 0, count = 0;

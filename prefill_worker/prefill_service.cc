@@ -14,6 +14,8 @@ namespace cachalot {
 namespace {
 
 constexpr size_t kMaxChannels = 64;
+// Blocks come free on other threads, without a word.
+constexpr Duration kLookForKv = std::chrono::milliseconds(5);
 
 v1::PrefillEvent ProgressOf(int64_t tokens_done) {
   v1::PrefillEvent event;
@@ -51,11 +53,6 @@ Status JobError(const Status& status) {
 }
 
 }  // namespace
-
-struct PrefillService::Admitted {
-  SequenceState state;
-  SequenceKv kv;
-};
 
 // One running call. Lives in its handler's frame.
 struct PrefillService::Job {
@@ -104,6 +101,7 @@ rpc::Task<Status> PrefillService::Describe(rpc::ServerCall&, const v1::DescribeR
   load->set_waiting_tokens(waiting);
   load->set_free_kv_tokens(pools_->free_tokens());
   load->set_used_kv_blocks(pools_->used_blocks());
+  load->set_kv_wanted(!kv_line_.empty());
   load->set_not_serving(NotServing());
   co_return OkStatus();
 }
@@ -111,17 +109,23 @@ rpc::Task<Status> PrefillService::Describe(rpc::ServerCall&, const v1::DescribeR
 rpc::Task<Status> PrefillService::Prefill(rpc::ServerCall& call, const v1::PrefillRequest& request,
                                           Writer& writer) {
   metrics_->requests.Add();
-  StatusOr<Admitted> admitted = Admit(request);
-  if (!admitted.ok()) {
+  StatusOr<SequenceState> state = Admit(request);
+  if (!state.ok()) {
     metrics_->failed_requests.Add();
-    LogWarning("[" + request.state().request_id() + "] prefill refused: " + admitted.status().ToString());
-    co_return admitted.status();
+    LogWarning("[" + request.state().request_id() + "] prefill refused: " + state.status().ToString());
+    co_return state.status();
   }
   Job job(control_, &call);
-  StartJob(call, request, std::move(*admitted), &job);
+  JoinQueue(*state, &job);
   job.helpers.Spawn(job.writer_dog.Run(), "watchdog of a prefill call");
   rpc::CancelCallback gone(&call.scope(), [&job] { job.events.Push({.kind = JobEvent::Kind::kGone}); });
-  const Status status = co_await FollowJob(call, &job, writer);
+  StatusOr<SequenceKv> kv = co_await AwaitKv(call, &job, writer);
+  LeaveKvLine(&job);
+  Status status = kv.status();
+  if (status.ok()) {
+    StartJob(call, request, std::move(*state), std::move(*kv), &job);
+    status = co_await FollowJob(call, &job, writer);
+  }
   EndJob(&job, status);
   co_await job.helpers.JoinAll();
   co_return status;
@@ -143,35 +147,61 @@ std::string PrefillService::NotServing() const {
   return phase == Phase::kDraining ? "draining: this prefill worker takes no new requests" : "";
 }
 
-StatusOr<PrefillService::Admitted> PrefillService::Admit(const v1::PrefillRequest& request) {
+StatusOr<SequenceState> PrefillService::Admit(const v1::PrefillRequest& request) {
   if (const std::string why = NotServing(); !why.empty()) return Unavailable(why);
   RETURN_IF_ERROR(CheckRequest(request));
-  Admitted admitted;
-  ASSIGN_OR_RETURN(admitted.state, FromProto(request.state(), config_.vocab_size));
+  ASSIGN_OR_RETURN(SequenceState state, FromProto(request.state(), config_.vocab_size));
   if (queued_ >= options_.max_queue)
     return ResourceExhausted("the queue is full: " + std::to_string(queued_) + " jobs, --max-queue is " +
                              std::to_string(options_.max_queue));
-  const auto tokens = static_cast<int64_t>(admitted.state.prompt.size() + admitted.state.emitted.size());
+  const auto tokens = static_cast<int64_t>(state.prompt.size() + state.emitted.size());
   if (!pools_->CanHold(tokens))
     return OutOfRange("prompt and output so far have " + std::to_string(tokens) +
                       " tokens, more than this prefill worker's KV of " + std::to_string(pools_->total_tokens()) +
                       "; raise its --kv-tokens");
-  ASSIGN_OR_RETURN(admitted.kv, pools_->Reserve(tokens));
-  return admitted;
+  return state;
 }
 
-void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, Admitted admitted,
-                              Job* job) {
-  SequenceState& state = admitted.state;
-  const auto emitted = static_cast<int64_t>(state.emitted.size());
+void PrefillService::JoinQueue(const SequenceState& state, Job* job) {
   job->id = next_id_++;
   job->name = "[" + state.request_id + "]";
-  job->context_tokens = static_cast<int64_t>(state.prompt.size()) + emitted;
+  job->context_tokens = static_cast<int64_t>(state.prompt.size() + state.emitted.size());
   job->last_event = job->arrival;
   jobs_[job->id] = job;
   metrics_->queue_length.Set(++queued_);
   AddOpenCalls(1);
+}
 
+/// In the order of arrival; until LeaveKvLine nobody behind gets any. RESOURCE_EXHAUSTED: none came free in `kv_wait`.
+rpc::Task<StatusOr<SequenceKv>> PrefillService::AwaitKv(rpc::ServerCall& call, Job* job, Writer& writer) {
+  kv_line_.push_back(job);
+  const TimePoint end = job->arrival + options_.kv_wait;
+  for (;;) {
+    const TimePoint now = control_->Now();
+    const bool first = kv_line_.front() == job;
+    if (first || now >= end) {
+      StatusOr<SequenceKv> kv = pools_->Reserve(job->context_tokens);
+      if (kv.ok() || now >= end) co_return kv;
+    }
+    const TimePoint look = first ? now + kLookForKv : end;
+    auto event = co_await job->events.PopUntil(std::min(look, job->last_event + options_.heartbeat));
+    if (call.is_cancelled()) co_return Cancelled("the caller gave up");
+    if (call.loop()->draining()) co_return Unavailable("this prefill worker shuts down");
+    if (event || control_->Now() < job->last_event + options_.heartbeat) continue;
+    const v1::PrefillEvent alive = ProgressOf(0);
+    const bool written = co_await WriteEvent(job, alive, writer);
+    if (!written) co_return Cancelled("the caller has gone");
+  }
+}
+
+void PrefillService::LeaveKvLine(Job* job) {
+  std::erase(kv_line_, job);
+  if (!kv_line_.empty()) kv_line_.front()->events.Push({.kind = JobEvent::Kind::kTurn});
+}
+
+void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, SequenceState state,
+                              SequenceKv kv, Job* job) {
+  const auto emitted = static_cast<int64_t>(state.emitted.size());
   // A sequence that its first token ends in any case has no KV to hand over.
   std::optional<PushTarget> target;
   if (emitted + 1 < state.params.max_tokens) {
@@ -185,7 +215,7 @@ void PrefillService::StartJob(rpc::ServerCall& call, const v1::PrefillRequest& r
   auto encoder =
       std::make_shared<KvEncoder>(target, job->context_tokens, emitted, report,
                                   KvEncoder::Windows{options_.push.window_bytes, options_.unread_row_bytes});
-  step_->Submit({job->id, std::move(state), std::move(admitted.kv), request.max_chunk_tokens(), nullptr},
+  step_->Submit({job->id, std::move(state), std::move(kv), request.max_chunk_tokens(), nullptr},
                 std::move(encoder));
 }
 
@@ -196,7 +226,7 @@ rpc::Task<Status> PrefillService::FollowJob(rpc::ServerCall& call, Job* job, Wri
     if (call.is_cancelled()) co_return Cancelled("the caller gave up");
     if (call.loop()->draining()) co_return Unavailable("this prefill worker shuts down");
     bool written = false;
-    if (!event) {
+    if (!event || event->kind == JobEvent::Kind::kTurn) {  // or one that it did not wait for any more
       const v1::PrefillEvent alive = ProgressOf(job->done_tokens);
       written = co_await WriteEvent(job, alive, writer);
     } else if (event->kind == JobEvent::Kind::kChunk) {

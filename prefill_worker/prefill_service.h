@@ -1,7 +1,8 @@
 #pragma once
 // Prefill.Prefill and Cluster.Describe on the control loop. One call is one job:
 //
-//   Prefill -> Admit (compatible? valid? room?) -> KvPush::Run: opens the stream to the decode worker
+//   Prefill -> Admit (compatible? valid? the queue full?) -> AwaitKv
+//           -> KvPush::Run: opens the stream to the decode worker
 //           -> PrefillStepLoop::Submit -> [ chunk: Progress to the caller, frames to the push ]*
 //           -> FirstToken -> commit frame -> verdict -> Committed
 //
@@ -10,6 +11,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,6 +30,7 @@ namespace cachalot {
 
 struct PrefillServiceOptions {
   int max_queue = 256;        // jobs that wait or are computed
+  Duration kv_wait = std::chrono::seconds(5);  // how long a job waits for KV that others hold
   bool debug_logits = false;  // accept forced tokens and requests for logits
   /// An event at least this often; prefill.proto promises 500 ms.
   Duration heartbeat = std::chrono::milliseconds(250);
@@ -60,7 +63,6 @@ class PrefillService {
   using Writer = rpc::ServerWriter<v1::PrefillEvent>;
   using EventQueue = rpc::AsyncQueue<JobEvent>;
   enum class Phase { kStarting, kOpen, kDraining };
-  struct Admitted;
   struct Job;
 
   rpc::Task<Status> Describe(rpc::ServerCall& call, const v1::DescribeRequest& request,
@@ -69,9 +71,12 @@ class PrefillService {
 
   /// Why new calls are refused; empty: they are not.
   std::string NotServing() const;
-  StatusOr<Admitted> Admit(const v1::PrefillRequest& request);
+  StatusOr<SequenceState> Admit(const v1::PrefillRequest& request);
   Status CheckRequest(const v1::PrefillRequest& request) const;
-  void StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, Admitted admitted, Job* job);
+  void JoinQueue(const SequenceState& state, Job* job);
+  rpc::Task<StatusOr<SequenceKv>> AwaitKv(rpc::ServerCall& call, Job* job, Writer& writer);
+  void LeaveKvLine(Job* job);
+  void StartJob(rpc::ServerCall& call, const v1::PrefillRequest& request, SequenceState state, SequenceKv kv, Job* job);
   rpc::Task<Status> FollowJob(rpc::ServerCall& call, Job* job, Writer& writer);
   rpc::Task<bool> WriteChunk(Job* job, const JobEvent& event, Writer& writer);
   rpc::Task<bool> WriteLogprobs(Job* job, const JobEvent& event, Writer& writer);
@@ -105,6 +110,7 @@ class PrefillService {
   uint64_t next_id_ = 1;
   std::map<uint64_t, Job*> jobs_;                                   // of the calls that run
   int queued_ = 0;                                                  // those that wait or are computed
+  std::deque<Job*> kv_line_;                                        // those that wait for KV
   std::map<std::string, std::shared_ptr<grpc::Channel>> channels_;  // to decode workers
 };
 

@@ -81,6 +81,7 @@ class Request {
 
  private:
   std::string Tag() const { return "[" + state_.request_id + "] "; }
+  bool Accepted() const { return resumed_ || started_; }  // as the client has seen
   KvNeed Need() const { return {state_.ContextTokens(), state_.MaxTokens()}; }
 
   /// Another pair can go on only if this one died under the request; debugging runs are not resumed.
@@ -104,7 +105,7 @@ class Request {
       if (context_->preemptions) context_->preemptions->Add();
       LogInfo(Tag() + StatusMessage(status));
       pace_.Preempted(now);
-    } else if (resumed_ && status.code() == StatusCode::kResourceExhausted) {
+    } else if (Accepted() && status.code() == StatusCode::kResourceExhausted) {
       over_ = !pace_.Refused(now, granted_);
       if (over_) return false;
     } else {
@@ -352,7 +353,7 @@ class Request {
 
   /// All workers have been asked and some are full: asking them again at once would only add to their load.
   Status Refused(const Status& refusal) {
-    over_ = !resumed_ || refusal.code() != StatusCode::kResourceExhausted;
+    over_ = !Accepted() || refusal.code() != StatusCode::kResourceExhausted;
     return refusal;
   }
 
@@ -525,14 +526,15 @@ class Request {
     preempted_ = true;  // by us: a decode worker preempts only what runs
     co_return Aborted("the client took none of the prompt's rows for " +
                       std::to_string(Seconds(context_->options.reader_patience)) +
-                      " s while others waited for KV of the decode worker");
+                      " s while others waited for KV of its workers");
   }
 
   /// A client that does not read must not keep KV from those who would run, nor rows in our memory.
   bool GiveBack() {
-    const bool waits = prefill_ && prefill_->waits_for_reader();
-    const bool wanted = context_->line.size() > 0 || context_->decode->worker(decode_worker_).load().kv_wanted;
-    if (!waits || !wanted) return false;
+    if (!prefill_ || !prefill_->waits_for_reader()) return false;
+    const bool wanted = context_->line.size() > 0 || context_->decode->worker(decode_worker_).load().kv_wanted ||
+                        context_->prefill->worker(holder_.worker).load().kv_wanted;
+    if (!wanted) return false;
     prefill_.reset();
     filling_ = {};
     lease_.reset();

@@ -67,7 +67,7 @@ struct WorkerLoad {
   int64_t leases = 0;  // decode: all that hold KV, running or not
   /// Decode: KV that a sequence gets at first behind its context (FirstKvTokens). Unless it says so: all.
   int64_t reserve_ahead = std::numeric_limits<int64_t>::max();
-  bool kv_wanted = false;  // decode: somebody, of whatever router, waits for KV there
+  bool kv_wanted = false;  // somebody, of whatever router, waits for KV there
 };
 
 class DecodeWorker {

@@ -41,6 +41,7 @@ struct Output {
   std::vector<int32_t> ids;
   std::string text, finish_reason;
   int cached_tokens = 0;
+  bool started = false;
   client::Status status;
 };
 
@@ -49,6 +50,7 @@ inline Output Ask(client::Client& client, const client::GenerateRequest& request
   auto stream = client.Generate(request);
   client::Event event;
   while (stream->Next(&event)) {
+    output.started = true;
     output.ids.insert(output.ids.end(), event.token_ids.begin(), event.token_ids.end());
     output.text += event.text;
     output.finish_reason = event.finish_reason;

@@ -163,6 +163,23 @@ TEST_F(Pressure, WhatDoesNotFitNowIsToRetry) {
   LeaveAfterStarted(client, large);
 }
 
+TEST_F(Pressure, AFullPrefillWorkerEndsNothingThatHasStarted) {
+  constexpr int kFew = 32;
+  ASSERT_NO_FATAL_FAILURE(Start(kStreams * kBlocksEach, {"--max-sequences", "1", "--max-queue", "4"}));
+  std::vector<std::thread> threads;
+  for (uint32_t i = 0; i < kStreams; ++i)
+    threads.emplace_back([&, i] {
+      client::Client client(cluster_->router());
+      Output output;
+      do {
+        output = Ask(client, RequestOf(i, kFew));
+      } while (output.status.code == 8 && !output.started);
+      ExpectAnswer(i, output, kFew);
+    });
+  for (auto& thread : threads) thread.join();
+  ExpectNothingHeld();
+}
+
 TEST_F(Pressure, WhatNeverFitsIsSaidWithBothNumbers) {
   ASSERT_NO_FATAL_FAILURE(Start(kThird));
   client::Client client(cluster_->router());

@@ -278,8 +278,38 @@ TEST_F(PrefillServiceTest, TheQueueHasALimit) {
   EXPECT_TRUE(first->Finish().ok());
 }
 
+TEST_F(PrefillServiceTest, JobsWaitForKvInTheirOrder) {
+  options_.max_sequences = 1;
+  options_.service.kv_wait = std::chrono::hours(1);
+  options_.service.heartbeat = std::chrono::milliseconds(5);
+  Serve();
+  m_.experts.Allow(0);
+  const SequenceState state = m_.State(m_.oracle.input_ids, 1);  // nothing to push
+  auto first = Call(state);
+  ASSERT_TRUE(m_.experts.WaitForChunk(1));
+  std::vector<std::unique_ptr<testing::PrefillCaller>> waiting;
+  for (int i = 0; i < 3; ++i) {
+    waiting.push_back(Call(state));
+    const auto alive = waiting.back()->Next();
+    ASSERT_TRUE(alive && alive->has_progress());
+  }
+  EXPECT_EQ(Describe().load().running_sequences(), 4);
+  EXPECT_TRUE(Describe().load().kv_wanted());
+  waiting[0]->Cancel();  // the next is the first then
+  EXPECT_EQ(waiting[0]->Finish().code(), StatusCode::kCancelled);
+  m_.experts.AllowAll();
+  EXPECT_TRUE(first->Finish().ok());
+  EXPECT_TRUE(waiting[2]->Finish().ok());
+  // It came before the other, which has ended: nothing is left but to read it.
+  EXPECT_EQ(Metric("cachalot_prefill_queue_length"), 0);
+  EXPECT_TRUE(waiting[1]->Finish().ok());
+  EXPECT_FALSE(Describe().load().kv_wanted());
+  EXPECT_TRUE(EventuallyNothingIsLeft());
+}
+
 TEST_F(PrefillServiceTest, KvHasALimit) {
   options_.max_sequences = 1;
+  options_.service.kv_wait = std::chrono::milliseconds(20);
   Serve();
   m_.experts.Allow(0);
   auto first = Call(OracleState());

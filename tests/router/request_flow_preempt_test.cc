@@ -288,6 +288,23 @@ TEST_F(PreemptTest, FullPrefillWorkersAreAskedAgain) {
   EXPECT_EQ(client_.tokens(), Expected(5));
 }
 
+TEST_F(PreemptTest, FullPrefillWorkersDoNotEndWhatTheClientHasSeenAccepted) {
+  int refusals = 0;
+  decode().on_open = [](auto& lease) { lease.Grant(); };
+  prefill().on_start = [&](auto& call) {
+    if (++refusals <= 3) call.Fail(ResourceExhausted("the queue is full"));
+  };
+  Run();
+  ASSERT_TRUE(Until([&] { return refusals == 4; }));
+  EXPECT_EQ(client_.started, 1);
+  call().FirstToken();
+  call().Commit();
+  lease().Tokens(1, 3, FinishReason::kStop);
+  ASSERT_TRUE(Outcome().ok());
+  EXPECT_EQ(client_.tokens(), Expected(3));
+  EXPECT_EQ(client_.started, 1);
+}
+
 TEST_F(PreemptTest, PrefillWorkersThatAlwaysRefuseEndIt) {
   context_.options.max_prefill_refusals = 2;
   RunToStreaming();

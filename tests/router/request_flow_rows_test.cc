@@ -115,6 +115,20 @@ TEST_F(RowsTest, GiveTheirKvToTheRoutersOwnLine) {
   Finish();
 }
 
+TEST_F(RowsTest, GiveTheirKvToThoseWhoWaitAtThePrefillWorker) {
+  RunToTheWait(false);
+  prefill().reported.kv_wanted = true;
+  ASSERT_TRUE(GivenBack());
+  prefill().reported.kv_wanted = false;
+  client_.go_on.Set();
+  ASSERT_TRUE(Until([&] { return decode().leases.size() == 2; }));
+  lease().Grant();
+  Settle();
+  call().PromptRows(1, 5);
+  Settle();
+  Finish();
+}
+
 TEST_F(RowsTest, OfDebuggingRunsCannotBeResumed) {
   state_.want_logits = true;
   RunToTheWait(true);
