@@ -83,8 +83,15 @@ Status RoleProcess::Init(const std::string& log_level) {
   if (!error) impl_->signals.add(SIGTERM, error);
   if (error) return Internal("cannot take signals: " + error.message());
   impl_->WaitForSignal();
-  impl_->thread = std::thread([this] {
+  // All later threads inherit the mask: no signal interrupts them, nor waits for the end of what they do.
+  sigset_t taken;
+  sigemptyset(&taken);
+  sigaddset(&taken, SIGINT);
+  sigaddset(&taken, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &taken, nullptr);
+  impl_->thread = std::thread([this, taken] {
     pthread_setname_np(pthread_self(), "signals");
+    pthread_sigmask(SIG_UNBLOCK, &taken, nullptr);
     impl_->context.run();
   });
   return OkStatus();
