@@ -72,7 +72,7 @@ int ServeCommand(const std::vector<std::string>& words) {
   schema.Add("mode", &config.embedded.mode, "numeric mode", OneOf({"exact", "bf16"}));
   schema.Add("kernels", &config.embedded.kernels, "back end", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &config.embedded.threads, "compute threads", Range(1, 256));
-  schema.Add("kv-tokens", &config.embedded.kv_tokens, "tokens of KV in all", Range<int64_t>(128, int64_t{1} << 32));
+  schema.Add("kv-tokens", &config.embedded.kv_tokens, "tokens of KV in all", Range<int64_t>(128, int64_t{1} << 40));
   schema.Add("max-sequences", &config.embedded.max_sequences, "sequences at once", Range(1, 65536));
   schema.Add("max-chunk-tokens", &config.max_chunk_tokens, "prompt tokens per prefill step", Range(1, 65536));
   schema.Add("prefix-cache-bytes", &config.embedded.prefix_cache.bytes,

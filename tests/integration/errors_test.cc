@@ -160,7 +160,7 @@ TEST(CommandLine, EachMistakeIsNamed) {
       {{"cachalot-prefill", "--model", tiny, "--experts", "local", "--kv-tokens", "1099511627776"},
        kFailed,
        {"no memory for ", "lower --kv-tokens or --max-sequences"}},
-      {{"cachalot", "serve", "--model", tiny, "--listen", "127.0.0.1:0", "--kv-tokens", "4294967296"},
+      {{"cachalot", "serve", "--model", tiny, "--listen", "127.0.0.1:0", "--kv-tokens", "1099511627776"},
        kFailed,
        {"no memory for ", "lower --kv-tokens or --max-sequences"}},
       {{"cachalot", "generate", "--router", "127.0.0.1:1,127.0.0.1:2", "--ids", "1"},
