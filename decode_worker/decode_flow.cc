@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/base/check.h"
+#include "common/base/seconds_text.h"
 
 namespace cachalot {
 namespace {
@@ -24,7 +25,7 @@ Status DecodeFlow::AskedExperts::Begin(const ExpertCall& call) {
   const bool long_enough = interruptible_ && taken_ >= step_limit_;
   if (awaited == Awaited::kStop || (awaited == Awaited::kRemove && long_enough)) {
     interrupted_ = true;
-    return DeadlineExceeded("experts have taken " + std::to_string(Seconds(taken_)) + " s of one step");
+    return DeadlineExceeded("experts have taken " + SecondsText(taken_) + " of one step");
   }
   return experts_.Begin(call);
 }

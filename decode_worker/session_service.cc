@@ -5,6 +5,7 @@
 
 #include "common/base/ids.h"
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 #include "common/cluster/compat.h"
 #include "common/rpc/event.h"
 #include "common/rpc/write_queue.h"
@@ -117,9 +118,8 @@ void SessionService::Tick() {
   for (uint64_t id : expired.silent) {
     const auto found = sessions_.find(id);
     if (found == sessions_.end()) continue;
-    End(*found->second,
-        DeadlineExceeded("nothing heard from the router for " +
-                         std::to_string(Seconds(leases_.options().heartbeat_timeout)) + " s"));
+    End(*found->second, DeadlineExceeded("nothing heard from the router for " +
+                                         SecondsText(leases_.options().heartbeat_timeout)));
     found->second->call->TryCancel();  // a router that hangs reads no status either
   }
   std::vector<uint64_t> running;

@@ -4,6 +4,7 @@
 
 #include "common/base/check.h"
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 
 namespace cachalot {
 namespace {
@@ -35,7 +36,7 @@ Status StepLoop::Start(MakeExperts make_experts, Deliver deliver, Duration at_mo
     Main(std::move(make_experts), started.get());
   });
   if (result.wait_for(at_most) != std::future_status::ready)
-    return DeadlineExceeded("the experts were not ready in " + std::to_string(Seconds(at_most)) + " s");
+    return DeadlineExceeded("the experts were not ready in " + SecondsText(at_most));
   return result.get();
 }
 
@@ -93,8 +94,8 @@ void StepLoop::RunSteps() {
       case DecodeFlow::Progress::kInterrupted:
         WaitForMail(TimePoint::min());
         if (stop_) return;
-        LogInfo("slow experts: a step is done again after " + std::to_string(Seconds(loop_.Now() - begin)) +
-                " s, behind cancelled requests");
+        LogInfo("slow experts: a step is done again after " + SecondsText(loop_.Now() - begin) +
+                ", behind cancelled requests");
         break;
     }
   }

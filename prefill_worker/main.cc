@@ -2,6 +2,7 @@
 
 #include "common/base/address.h"
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 #include "common/worker/start_worker.h"
 #include "prefill_worker/config.h"
 
@@ -23,8 +24,8 @@ Status Serve(RoleProcess& process, const PrefillConfig& config) {
   process.Ready(BoundAddress(worker.listen, server.port()));
   process.WaitForStop();
   if (!server.Drain(worker.drain_limit))
-    LogWarning("calls still run after the drain limit of " + std::to_string(Seconds(worker.drain_limit)) +
-               " s: they are cancelled");
+    LogWarning("calls still run after the drain limit of " + SecondsText(worker.drain_limit) +
+               ": they are cancelled");
   server.Shutdown();
   return OkStatus();
 }

@@ -1,5 +1,6 @@
 #include "prefill_worker/prefill_server.h"
 
+#include "common/base/seconds_text.h"
 #include "common/moe/observed_experts.h"
 
 #include <utility>
@@ -88,8 +89,7 @@ rpc::Task<void> PrefillServer::WatchStepThread() {
   while (!control_->stopping()) {
     const bool beats = control_->Now() - step_.last_beat() < options_.hang_limit;
     if (alive && !beats)
-      LogError("the step thread has not shown a sign of life for " +
-               std::to_string(Seconds(options_.hang_limit)) + " s");
+      LogError("the step thread has not shown a sign of life for " + SecondsText(options_.hang_limit));
     if (!alive && beats) LogInfo("the step thread is alive again");
     alive = beats;
     health_.Set("liveness", alive);

@@ -7,6 +7,7 @@
 
 #include "common/base/check.h"
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 #include "common/cluster/compat.h"
 #include "prefill_worker/watchdog.h"
 
@@ -318,7 +319,7 @@ void PrefillService::EndJob(Job* job, const Status& status) {
   jobs_.erase(job->id);
   AddOpenCalls(-1);
   std::string what = job->name + " prefill of " + std::to_string(job->context_tokens) + " tokens";
-  const std::string after = " after " + std::to_string(Seconds(control_->Now() - job->arrival)) + " s";
+  const std::string after = " after " + SecondsText(control_->Now() - job->arrival);
   if (status.ok()) return LogInfo(what + " done" + after);
   metrics_->failed_requests.Add();
   what += " ended" + after + ", " + std::to_string(job->done_tokens) + " computed: ";

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/seconds_text.h"
 
 namespace cachalot {
 namespace {
@@ -40,7 +41,7 @@ Status PrefillStepLoop::Start(MakeExperts make_experts, Duration at_most) {
     Main(make_experts, started.get());
   });
   if (result.wait_for(at_most) != std::future_status::ready)
-    return DeadlineExceeded("the experts were not ready in " + std::to_string(Seconds(at_most)) + " s");
+    return DeadlineExceeded("the experts were not ready in " + SecondsText(at_most));
   return result.get();
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "common/base/seconds_text.h"
 #include "common/base/time.h"
 #include "common/rpc/event.h"
 #include "common/rpc/loop.h"
@@ -40,8 +41,8 @@ class Watchdog {
   }
 
   bool barked() const { return barked_; }
-  /// What did not happen in time: "take a KV frame within 5.000000 s".
-  std::string missed() const { return what_ + (" within " + std::to_string(Seconds(within_)) + " s"); }
+  /// What did not happen in time: "take a KV frame within 5 s".
+  std::string missed() const { return what_ + (" within " + SecondsText(within_)); }
 
   /// Runs until Stop, a bark or the end of the loop; the watchdog must outlive it.
   rpc::Task<void> Run() {

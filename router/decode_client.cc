@@ -5,6 +5,7 @@
 
 #include "common/base/ids.h"
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 #include "common/rpc/event.h"
 
 namespace cachalot {
@@ -218,7 +219,7 @@ rpc::Task<void> DecodeClient::Beat(Session* session) {
     if (loop_->stopping()) co_return session->Break(Unavailable("the router is shutting down"));
     if (loop_->Now() - session->last_heard >= options_.silence_limit)
       co_return session->Break(
-          DeadlineExceeded("no sign of life for " + std::to_string(Seconds(options_.silence_limit)) + " s"));
+          DeadlineExceeded("no sign of life for " + SecondsText(options_.silence_limit)));
     v1::SessionRequest beat;
     beat.mutable_heartbeat();
     Send(std::move(beat));

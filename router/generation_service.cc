@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 
 namespace cachalot {
 namespace {
@@ -182,14 +183,13 @@ rpc::Task<void> GenerationService::RunChoice(Choices* choices, SequenceState sta
 
 void GenerationService::Count(const std::string& request_id, const Status& status, int64_t tokens,
                               TimePoint start) {
-  const double seconds = Seconds(loop_->Now() - start);
-  request_seconds_.Observe(seconds);
+  const Duration taken = loop_->Now() - start;
+  request_seconds_.Observe(Seconds(taken));
   if (status.ok()) {
-    LogInfo("[" + request_id + "] " + std::to_string(tokens) + " tokens in " + std::to_string(seconds) +
-            " s");
+    LogInfo("[" + request_id + "] " + std::to_string(tokens) + " tokens in " + SecondsText(taken));
   } else if (status.code() == StatusCode::kCancelled) {
     cancelled_.Add();
-    LogInfo("[" + request_id + "] cancelled by the client after " + std::to_string(seconds) + " s");
+    LogInfo("[" + request_id + "] cancelled by the client after " + SecondsText(taken));
   } else {
     failures_.Add();
     LogWarning("[" + request_id + "] failed: " + StatusMessage(status));

@@ -4,6 +4,7 @@
 
 #include "common/base/ids.h"
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 #include "common/rpc/event.h"
 #include "router/decode_client.h"
 
@@ -233,8 +234,7 @@ rpc::Task<void> PrefillClient::RunCall(PrefillClient* client, std::shared_ptr<Ru
   running->over.Set();
   running->stream = nullptr;
   if (running->silent)
-    status =
-        Unavailable("no sign of life for " + std::to_string(Seconds(client->options_.silence_limit)) + " s");
+    status = Unavailable("no sign of life for " + SecondsText(client->options_.silence_limit));
   if (status.ok() && !first) status = Unavailable("it ended the call without a first token");
   if (status.ok() && !committed && !last) status = Unavailable("it ended the call without a commit");
   if (!status.ok() && !running->abandoned) {

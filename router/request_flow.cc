@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 #include "common/rpc/error_map.h"
 #include "router/output_order.h"
 #include "router/resume_pace.h"
@@ -386,8 +387,8 @@ class Request {
       if (!event) {
         if (end == deadline_ || context_->loop->stopping()) co_return Expired("a lease");
         co_return Unavailable("decode worker " + context_->decode->worker(worker).name() +
-                              " did not answer for " + std::to_string(Seconds(context_->options.lease_wait)) +
-                              " s when asked for a lease");
+                              " did not answer for " + SecondsText(context_->options.lease_wait) +
+                              " when asked for a lease");
       }
       if (event->kind == Kind::kCancelled) co_return Gone();
       if (event->kind == Kind::kDecodeFailed) co_return WorkerError(event->error);
@@ -525,8 +526,8 @@ class Request {
     if (!gave_back_) co_return OkStatus();
     preempted_ = true;  // by us: a decode worker preempts only what runs
     co_return Aborted("the client took none of the prompt's rows for " +
-                      std::to_string(Seconds(context_->options.reader_patience)) +
-                      " s while others waited for KV of its workers");
+                      SecondsText(context_->options.reader_patience) +
+                      " while others waited for KV of its workers");
   }
 
   /// A client that does not read must not keep KV from those who would run, nor rows in our memory.

@@ -7,6 +7,7 @@
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "common/base/ids.h"
 #include "common/base/log.h"
+#include "common/base/seconds_text.h"
 #include "common/cluster/compat.h"
 #include "common/discovery/ares_resolver.h"
 #include "common/kernels/kernels.h"
@@ -329,8 +330,8 @@ Status WaitForAnswers(const std::vector<std::shared_ptr<Peer>>& peers, rpc::Loop
     if (all) return OkStatus();
     if (options.give_up && options.give_up()) return Cancelled("waiting for expert services was given up");
     if (now >= deadline)
-      return DeadlineExceeded("after " + std::to_string(Seconds(now - begin)) +
-                              " s there is still no answer from expert service " + Missing(peers));
+      return DeadlineExceeded("after " + SecondsText(options.wait) +
+                              " there is still no answer from expert service " + Missing(peers));
     if (now >= next_log) {
       LogInfo("waiting for expert service " + Missing(peers));
       next_log = now + options.log_every;
@@ -386,8 +387,7 @@ StatusOr<ShardMap> WaitForShards(NamedPeers& named, rpc::Loop* loop, const Needs
     if (options.give_up && options.give_up()) return Cancelled("waiting for expert services was given up");
     const TimePoint now = loop->Now();
     const auto why = [&] { return WhyIncomplete(named.peers(), map.status(), unfit, named.Trouble()); };
-    if (now >= deadline)
-      return DeadlineExceeded("after " + std::to_string(Seconds(now - begin)) + " s: " + why());
+    if (now >= deadline) return DeadlineExceeded("after " + SecondsText(options.wait) + ": " + why());
     if (now >= next_log) {
       LogInfo("waiting for expert services: " + why());
       next_log = now + options.log_every;

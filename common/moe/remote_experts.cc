@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "common/base/seconds_text.h"
 
 namespace cachalot {
 namespace {
@@ -204,7 +205,7 @@ Status RemoteExperts::CheckAlive(TimePoint now) {
     if (now - heard >= options_.silence_limit) {
       shards_[s].channel.reset();
       factory_->Silent(s);
-      return Broken(s, Unavailable("no sign of life for " + std::to_string(Seconds(now - heard)) + " s"));
+      return Broken(s, Unavailable("no sign of life for " + SecondsText(now - heard)));
     }
     if (now - heard >= options_.ask_after) factory_->Heard(s, /*ask=*/true);
   }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/seconds_text.h"
 #include "common/base/status.h"
 #include "common/base/time.h"
 #include "common/rpc/loop.h"
@@ -65,7 +66,7 @@ internal::BlockOnResult<T> BlockOn(Loop* loop, Task<T> task, Duration at_most, c
   }
   std::unique_lock lock(state->mutex);
   if (!state->changed.wait_for(lock, at_most, [&] { return state->result.has_value(); })) {
-    return DeadlineExceeded(std::string(what) + ": not done in " + std::to_string(Seconds(at_most)) + " s");
+    return DeadlineExceeded(std::string(what) + ": not done in " + SecondsText(at_most));
   }
   return std::move(*state->result);
 }

@@ -73,7 +73,7 @@ TEST(Names, OfExpertsThatDnsDoesNotKnowEndAWorker) {
   DnsServer dns;
   ExpectFails(Worker("cachalot-decode", TinyCheckpoint(),
                      {"--experts", "dns:nowhere.test:1", "--dns-server", dns.address()}),
-              kFailed, {" s: no expert service is known; dns:nowhere.test:1: nowhere.test: DNS knows no address of it"});
+              kFailed, {"after 8 s: no expert service is known; dns:nowhere.test:1: nowhere.test: DNS knows no address of it"});
 }
 
 /// Serialized GenerateRequest with `text` of these bytes, which no protobuf of C++ would write.

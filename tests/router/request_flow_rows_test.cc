@@ -136,7 +136,7 @@ TEST_F(RowsTest, OfDebuggingRunsCannotBeResumed) {
   client_.go_on.Set();
   const Status status = Outcome();
   EXPECT_EQ(status.code(), StatusCode::kAborted);
-  EXPECT_THAT(StatusMessage(status), HasSubstr("the client took none of the prompt's rows for 0.03"));
+  EXPECT_THAT(StatusMessage(status), HasSubstr("the client took none of the prompt's rows for 0.03 s while"));
   EXPECT_THAT(StatusMessage(status), HasSubstr("while others waited for KV"));
   EXPECT_EQ(decode().leases.size(), 1u);
 }

@@ -7,8 +7,10 @@
 #include "common/base/address.h"
 #include "common/base/bytes.h"
 #include "common/base/ids.h"
+#include "common/base/seconds_text.h"
 #include "common/base/status.h"
 #include "common/base/thread_pool.h"
+#include "common/base/time.h"
 #include "common/tensor/dtype.h"
 
 namespace cachalot {
@@ -44,6 +46,16 @@ TEST(Status, AnnotateKeepsTheCode) {
 }
 
 TEST(Ids, AreNotRepeated) { EXPECT_NE(RandomId(), RandomId()); }
+
+TEST(SecondsText, IsToTheMillisecondAndNoLongerThanNeedBe) {
+  using std::chrono::microseconds, std::chrono::milliseconds, std::chrono::seconds;
+  EXPECT_EQ(SecondsText(seconds(8)), "8 s");
+  EXPECT_EQ(SecondsText(seconds(100)), "100 s");
+  EXPECT_EQ(SecondsText(milliseconds(250)), "0.25 s");
+  EXPECT_EQ(SecondsText(milliseconds(1003)), "1.003 s");
+  EXPECT_EQ(SecondsText(microseconds(1499'600)), "1.5 s");
+  EXPECT_EQ(SecondsText(Duration::zero()), "0 s");
+}
 
 TEST(DType, DecodesTheGoldenValues) {  // model.md 12.4
   EXPECT_EQ(kE4M3ToFloat[0x01], std::ldexp(1.f, -9));
