@@ -156,7 +156,7 @@ rpc::Task<void> GenerationService::RunChoice(Choices* choices, SequenceState sta
   ChoiceSink sink(choices->stream, i, std::move(text), state.emitted);
   const int64_t before = sink.tokens();
   if (frontend_.get() != choices->frontend && choices->status.ok()) {
-    choices->status = Unavailable("the workers have changed to another model: send the request again");
+    choices->status = ChangedModel();
     choices->stream->Abandon();
     choices->scope.Cancel();
   }

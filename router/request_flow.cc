@@ -344,7 +344,7 @@ class Request {
   Status SameModel() {
     if (context_->generation == generation_) return OkStatus();
     over_ = true;
-    return Unavailable("the workers have changed to another model since the request began: send it again");
+    return ChangedModel();
   }
 
   Status Gone() {

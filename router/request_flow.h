@@ -94,6 +94,11 @@ struct FlowContext {
   PrefixLocality prefixes;
 };
 
+/// UNAVAILABLE, for a request of before a change of FlowContext's generation.
+inline Status ChangedModel() {
+  return Unavailable("the workers have changed to another model since the request began: send it again");
+}
+
 struct FlowResult {
   FinishReason finish = FinishReason::kNone;
   int64_t output_tokens = 0;  // emitted before included

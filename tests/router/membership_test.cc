@@ -398,7 +398,8 @@ TEST_F(MembershipTest, RequestsOfAnotherModelEnd) {
   for (auto& node : decodes_) node->health = OkStatus();
   ASSERT_TRUE(PollUntil([&] { return request.result.has_value(); }));
   EXPECT_EQ(request.result->status().code(), StatusCode::kUnavailable);
-  EXPECT_THAT(StatusMessage(request.result->status()), HasSubstr("changed to another model"));
+  EXPECT_THAT(StatusMessage(request.result->status()),
+              HasSubstr("the workers have changed to another model since the request began: send it again"));
 }
 
 TEST_F(MembershipTest, NamesThatChangeUnderLoad) {
