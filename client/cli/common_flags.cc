@@ -25,12 +25,18 @@ void Target::AddTo(ConfigSchema& schema) {
   schema.Add("model", &model, "checkpoint directory: run embedded in this process");
   schema.Add("router", &router, "routers, host:port,host:port: run there; when one dies the next goes on",
              [](const std::string& list) { return list.empty() ? OkStatus() : CheckRouters(list); });
-  schema.Add("mode", &mode, "numeric mode of the embedded mode; a router has its own", OneOf({"exact", "bf16"}));
+  schema.Add("mode", &mode, "numeric mode of the embedded mode; the workers of a router have their own",
+             OneOf({"exact", "bf16"}));
   schema.Add("kernels", &kernels, "back end of the embedded mode", OneOf({"auto", "cpu", "ref"}));
   schema.Add("threads", &threads, "compute threads of the embedded mode", Range(1, 256));
-  schema.Check([this] {
-    return model.empty() == router.empty() ? InvalidArgument("give exactly one of --model DIR and --router HOST:PORT")
-                                           : OkStatus();
+  schema.Check([this, &schema] {
+    if (model.empty() == router.empty())
+      return InvalidArgument("give exactly one of --model DIR and --router HOST:PORT");
+    for (const char* name : {"mode", "kernels", "threads"})
+      if (!embedded() && schema.Given(name))
+        return InvalidArgument("--" + std::string(name) +
+                               ": the workers behind --router have their own; leave it out");
+    return OkStatus();
   });
 }
 

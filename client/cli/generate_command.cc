@@ -53,8 +53,15 @@ void Describe(ConfigSchema& schema, Flags& flags) {
              "comma, \\\\ "
              "for a backslash, \\n and \\t");
   schema.Add("logprobs", &flags.logprobs,
-             "report log probabilities of output tokens and of so many likeliest", Range(0, 20));
+             "with --json: log probabilities of output tokens and of so many likeliest", Range(0, 20));
   schema.Add("prompt-logprobs", &flags.prompt_logprobs, "the same of prompt tokens", Range(0, 20));
+  schema.Check([&schema, &flags] {
+    for (const char* name : {"logprobs", "prompt-logprobs"})
+      if (!flags.json && schema.Given(name))
+        return InvalidArgument("--" + std::string(name) +
+                               ": only --json prints log probabilities; give it too");
+    return OkStatus();
+  });
 }
 
 StatusOr<GenerationOptions> OptionsOf(const ConfigSchema& schema, const Flags& flags) {
