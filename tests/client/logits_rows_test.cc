@@ -82,6 +82,20 @@ TEST(LogitsRows, OfAnotherVocabularyOrOfOtherIdsAreRefused) {
   EXPECT_THAT(std::string(StatusMessage(less.status())), HasSubstr("2 rows of logits for 3 ids"));
 }
 
+TEST(LogitsRows, AreNotGivenByARouterWithoutDebugLogits) {
+  v1::Inference::Service plain;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&plain);
+  const auto server = builder.BuildAndStart();
+  ASSERT_TRUE(server);
+  client::Client client("127.0.0.1:" + std::to_string(port));
+  const auto status = client.Logits({7}, 0, 0, [](int64_t, int64_t, const float*, size_t) {});
+  EXPECT_EQ(status.code, static_cast<int>(StatusCode::kUnimplemented));
+  EXPECT_EQ(status.message, "the router does not give logits: run all roles with --debug-logits");
+}
+
 TEST(LogitsRows, TakeNoMemoryForWhatIsOnlySaid) {
   cli::LogitsRows all(1 << 20, std::numeric_limits<int32_t>::max());
   EXPECT_EQ(all.Finish().status().code(), StatusCode::kDataLoss);

@@ -248,7 +248,10 @@ TEST_F(SessionTest, ARefusedRequestLeavesTheSessionAlone) {
   EXPECT_EQ(router->Refusal(1, state).code(), StatusCode::kOutOfRange);
   state = engine_.OracleState();
   state.want_logits = true;
-  EXPECT_EQ(router->Refusal(1, state).code(), StatusCode::kFailedPrecondition);
+  const Status logits = router->Refusal(1, state);
+  EXPECT_EQ(logits.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(StatusMessage(logits),
+              HasSubstr("forced tokens and logits need a decode worker that runs with --debug-logits"));
   state = engine_.OracleState();
   state.forced = {1};
   EXPECT_EQ(router->Refusal(1, state).code(), StatusCode::kFailedPrecondition);

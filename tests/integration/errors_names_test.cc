@@ -19,6 +19,8 @@
 namespace cachalot::testing {
 namespace {
 
+using ::testing::HasSubstr;
+
 /// Processes that serve until the end of the test.
 class Serving {
  public:
@@ -73,7 +75,9 @@ TEST(Names, OfExpertsThatDnsDoesNotKnowEndAWorker) {
   DnsServer dns;
   ExpectFails(Worker("cachalot-decode", TinyCheckpoint(),
                      {"--experts", "dns:nowhere.test:1", "--dns-server", dns.address()}),
-              kFailed, {"after 8 s: no expert service is known; dns:nowhere.test:1: nowhere.test: DNS knows no address of it"});
+              kFailed,
+              {"after 8 s: no expert service is known; dns:nowhere.test:1: nowhere.test: DNS knows no "
+               "address of it"});
 }
 
 /// Serialized GenerateRequest with `text` of these bytes, which no protobuf of C++ would write.
@@ -87,12 +91,14 @@ grpc::ByteBuffer RequestWithText(const std::string& text) {
   return grpc::ByteBuffer(&slice, 1);
 }
 
-TEST(RawRequest, TextThatIsNoUtf8FromOthersIsInternal) {
+TEST(RawRequest, WhatIsTooLongOrNoUtf8IsRefusedByGrpc) {
   Serving serve;
   const std::string address = serve({"cachalot", "serve", "--model", DemoDirectory(), "--listen", "127.0.0.1:0"});
   grpc::GenericStub stub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  const std::string too_long(16 << 20, 'x');
   const std::map<std::string, grpc::StatusCode> cases = {{"abc", grpc::StatusCode::OK},
-                                                         {"ab\xff", grpc::StatusCode::INTERNAL}};
+                                                         {"ab\xff", grpc::StatusCode::INTERNAL},
+                                                         {too_long, grpc::StatusCode::RESOURCE_EXHAUSTED}};
   for (const auto& [text, code] : cases) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kPatience);
@@ -114,7 +120,17 @@ TEST(RawRequest, TextThatIsNoUtf8FromOthersIsInternal) {
     call->Finish(&status, nullptr);
     ASSERT_TRUE(next());
     EXPECT_EQ(status.error_code(), code) << status.error_message();
+    if (text == too_long) {
+      EXPECT_THAT(status.error_message(), HasSubstr("Received message larger than max"));
+    }
   }
+  client::Client client(address);
+  client::GenerateRequest request;
+  request.text = too_long;
+  request.timeout_ms = 60'000;
+  const Output output = Ask(client, request);
+  EXPECT_EQ(output.status.code, grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(output.status.message, HasSubstr("Sent message larger than max"));
 }
 
 }  // namespace

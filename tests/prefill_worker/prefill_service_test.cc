@@ -191,7 +191,8 @@ TEST_F(PrefillServiceTest, DebugLogitsNeedTheirFlag) {
   for (const SequenceState& state : {forced, logits}) {
     const Status status = Call(state)->Finish();
     EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-    EXPECT_THAT(StatusMessage(status), HasSubstr("--debug-logits"));
+    EXPECT_THAT(StatusMessage(status),
+                HasSubstr("forced tokens and logits need a prefill worker that runs with --debug-logits"));
   }
 }
 
@@ -273,7 +274,7 @@ TEST_F(PrefillServiceTest, TheQueueHasALimit) {
   ASSERT_TRUE(m_.experts.WaitForChunk(1));
   const Status status = Call(OracleState())->Finish();
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
-  EXPECT_THAT(StatusMessage(status), HasSubstr("--max-queue is 1"));
+  EXPECT_THAT(StatusMessage(status), HasSubstr("the queue is full: 1 jobs, --max-queue is 1"));
   m_.experts.AllowAll();
   EXPECT_TRUE(first->Finish().ok());
 }
@@ -326,8 +327,10 @@ TEST_F(PrefillServiceTest, WhatItsKvNeverHoldsIsToldBothNumbers) {
   const SequenceState state = OracleState();
   const Status status = Call(state)->Finish();
   EXPECT_EQ(status.code(), StatusCode::kOutOfRange);
-  EXPECT_THAT(StatusMessage(status), HasSubstr(std::to_string(state.prompt.size()) + " tokens, more than"));
-  EXPECT_THAT(StatusMessage(status), HasSubstr("--kv-tokens"));
+  EXPECT_THAT(StatusMessage(status),
+              HasSubstr("prompt and output so far have " + std::to_string(state.prompt.size()) +
+                        " tokens, more than this prefill worker's KV of "));
+  EXPECT_THAT(StatusMessage(status), HasSubstr("; raise its --kv-tokens"));
 }
 
 TEST_F(PrefillServiceTest, VerdictsArePassedOn) {

@@ -145,7 +145,9 @@ TEST_F(CheckpointTest, RefusesAnIndexThatDoesNotFitItsShards) {
 TEST_F(CheckpointTest, RefusesTwoTensorsOfOneName) {
   WriteTensors(directory_ / "model.safetensors",
                {{"embed.weight", Bytes("a")}, {"model.embed_tokens.weight", Bytes("b")}});
-  EXPECT_THAT(Refusal(), AllOf(HasSubstr("'embed.weight'"), HasSubstr("'model.embed_tokens.weight'")));
+  EXPECT_THAT(Refusal(),
+              AllOf(HasSubstr("tensor 'embed.weight'"), HasSubstr("tensor 'model.embed_tokens.weight'"),
+                    HasSubstr("wanted one tensor for 'embed.weight', got two")));
 }
 
 TEST_F(CheckpointTest, TheIndexDecidesBetweenShards) {

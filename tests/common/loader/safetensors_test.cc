@@ -139,7 +139,7 @@ TEST_F(SafetensorsTest, RefusesOverlapsAndDuplicates) {
   EXPECT_THAT(RefusalOf(R"({"a":{"dtype":"I8","shape":[1],"data_offsets":[0,1]},)"
                         R"("a":{"dtype":"I8","shape":[1],"data_offsets":[1,2]}})",
                         2),
-              HasSubstr("duplicate name 'a'"));
+              HasSubstr("header: duplicate name 'a'"));
   EXPECT_THAT(RefusalOf(R"({"a":{"dtype":"I8","dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1),
               HasSubstr("duplicate name 'dtype'"));
 }
