@@ -19,17 +19,18 @@
 namespace cachalot {
 namespace {
 
-sockaddr_in LoopbackAddress(int port) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return address;
+/// `host`: a numeric IPv4 address. False when it is none.
+bool MakeAddress(const std::string& host, int port, sockaddr_in* address) {
+  *address = {};
+  address->sin_family = AF_INET;
+  address->sin_port = htons(static_cast<uint16_t>(port));
+  return inet_pton(AF_INET, host.c_str(), &address->sin_addr) == 1;
 }
 
 // A stopping civetweb looks up from its listening socket only every two seconds, or when somebody knocks.
-void Knock(int port) {
-  const sockaddr_in address = LoopbackAddress(port);
+void Knock(const std::string& host, int port) {
+  sockaddr_in address;
+  if (!MakeAddress(host, port, &address)) return;
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) return;
   [[maybe_unused]] const int result =
@@ -50,10 +51,9 @@ Status Probe(const std::string& listen) {
       return InvalidArgument(what + "expected a port from 0 to 65535");
     }
   }
-  sockaddr_in address = LoopbackAddress(port);
-  if (inet_pton(AF_INET, listen.substr(0, colon).c_str(), &address.sin_addr) != 1) {
+  sockaddr_in address;
+  if (!MakeAddress(listen.substr(0, colon), port, &address))
     return InvalidArgument(what + "the host must be a numeric IPv4 address");
-  }
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int on = 1;
   if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
@@ -69,15 +69,16 @@ Status Probe(const std::string& listen) {
 struct MetricsServer::Impl {
   std::shared_ptr<prometheus::Collectable> collectable;  // the exposer holds only a weak reference
   std::unique_ptr<prometheus::Exposer> exposer;
+  std::string host;
 };
 
 MetricsServer::MetricsServer(std::unique_ptr<Impl> impl, int port) : impl_(std::move(impl)), port_(port) {}
 
 MetricsServer::~MetricsServer() {
   if (!impl_->exposer) return;
-  std::jthread knocker([port = port_](std::stop_token stop) {
+  std::jthread knocker([this](std::stop_token stop) {
     while (!stop.stop_requested()) {
-      Knock(port);
+      Knock(impl_->host, port_);
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
   });
@@ -90,6 +91,7 @@ StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string&
   if (listen.empty()) return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(impl), 0));
   RETURN_IF_ERROR(Probe(listen));
   try {
+    impl->host = listen.substr(0, listen.rfind(':'));
     impl->collectable = registry.impl_;
     impl->exposer = std::make_unique<prometheus::Exposer>(listen, /*num_threads=*/2);
     impl->exposer->RegisterCollectable(impl->collectable);
