@@ -25,6 +25,8 @@ using Kind = LinkFault::Kind;
 
 constexpr Duration kLongestDelay = std::chrono::seconds(10);
 constexpr size_t kChunk = 16384;
+// Frames of HTTP/2 without data are shorter, and stand at the ends of what is written at once.
+constexpr int64_t kLongChunk = 1024;
 
 StatusOr<tcp::endpoint> ParseTarget(const std::string& target) {
   const size_t colon = target.rfind(':');
@@ -48,6 +50,8 @@ error_code OpenSocket(auto& socket) {
 }
 
 bool Lasts(Kind kind) { return kind == Kind::kDelay || kind == Kind::kHold; }
+
+bool Flips(Kind kind) { return kind == Kind::kFlip || kind == Kind::kFlipChunk || kind == Kind::kFlipInside; }
 
 /// One direction of a connection. At most one operation is under way: a read, a delay or a write.
 struct Pipe {
@@ -174,8 +178,12 @@ struct LinkProxy::Impl {
     if (struck) return Lasts(fault.kind) ? Apply(c, pipe, pipe.begin) : Deliver(c, pipe, pipe.end);
     if (seen <= fault.after_bytes) return Deliver(c, pipe, pipe.end);  // an end of the stream strikes nothing
     // The first byte behind after_bytes is in this chunk.
-    const size_t at = pipe.begin + static_cast<size_t>(std::max<int64_t>(fault.after_bytes - before, 0));
+    size_t at = pipe.begin + static_cast<size_t>(std::max<int64_t>(fault.after_bytes - before, 0));
     if (fault.kind == Kind::kFlipChunk && at > pipe.begin) return Deliver(c, pipe, pipe.end);
+    if (fault.kind == Kind::kFlipInside) {
+      if (size < kLongChunk) return Deliver(c, pipe, pipe.end);
+      at = pipe.begin + static_cast<size_t>(size / 2);
+    }
     Strike();
     if (c->open) Apply(c, pipe, at);
   }
@@ -203,6 +211,7 @@ struct LinkProxy::Impl {
     switch (fault.kind) {
       case Kind::kFlip:
       case Kind::kFlipChunk:
+      case Kind::kFlipInside:
         pipe.buffer[at] = static_cast<char>(pipe.buffer[at] ^ fault.mask);
         return Deliver(c, pipe, pipe.end);
       case Kind::kHold:
@@ -248,8 +257,7 @@ struct LinkProxy::Impl {
     }
     const std::set<Shared> all = connections;
     const bool any = std::any_of(all.begin(), all.end(), [&](const Shared& c) { return IsAbout(*c); });
-    const bool flips = fault.kind == Kind::kFlip || fault.kind == Kind::kFlipChunk;
-    if (any && fault.after_bytes == 0 && !flips) Strike();
+    if (any && fault.after_bytes == 0 && !Flips(fault.kind)) Strike();
     for (const Shared& c : all)
       for (Pipe* pipe : {&c->to_server, &c->to_client}) {
         if (!c->open || !std::exchange(pipe->held, false)) continue;

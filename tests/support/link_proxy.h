@@ -26,7 +26,8 @@ struct LinkFault {
     kCut,     ///< all connections are reset; new ones pass
     kRefuse,  ///< all are reset, new ones refused until Heal
     kFlip,    ///< the byte behind the first `after_bytes` is XORed with `mask`; all others pass
-    kFlipChunk,  ///< as kFlip, but the first byte of the next chunk: nearly always a length of HTTP/2
+    kFlipChunk,   ///< as kFlip, but the first byte of the next chunk: nearly always a length of HTTP/2
+    kFlipInside,  ///< as kFlip, but in the middle of the next chunk of 1 KiB or more: payload, not framing
   };
   Kind kind = Kind::kNone;
   Way way = Way::kBoth;

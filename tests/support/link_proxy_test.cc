@@ -261,6 +261,20 @@ TEST(LinkProxy, FlipsTheFirstByteOfAChunk) {
   EXPECT_EQ(caller.Echo("abcde"), "Abcde");
 }
 
+TEST(LinkProxy, FlipsAByteInsideALongChunk) {
+  EchoServer server;
+  const auto proxy = MustListen(server.address());
+  Caller caller(*proxy);
+  proxy->Set({.kind = Kind::kFlipInside, .way = Way::kToServer, .after_bytes = 2, .mask = 0x20});
+  EXPECT_EQ(caller.Echo("abcde"), "abcde") << "too short";
+  EXPECT_FALSE(proxy->WaitStruck(Duration::zero()));
+  std::string flipped(2000, 'x');
+  flipped[1000] = 'X';
+  EXPECT_EQ(caller.Echo(std::string(2000, 'x')), flipped);
+  EXPECT_TRUE(proxy->WaitStruck(Duration::zero()));
+  EXPECT_EQ(caller.Echo(std::string(2000, 'x')), std::string(2000, 'x')) << "once";
+}
+
 TEST(LinkProxy, DelaysEveryChunk) {
   EchoServer server;
   const auto proxy = MustListen(server.address());
