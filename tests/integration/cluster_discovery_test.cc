@@ -248,6 +248,11 @@ TEST_F(DnsTest, NamesThatChangeUnderLoad) {
   streams.AwaitTokens(200);
   streams.Join();
   EXPECT_GE(streams.ended(), kStreams);
+  const auto idle = [](const v1::Load& load) {
+    return load.leases() == 0 && load.running_sequences() == 0 && load.used_kv_blocks() == 0;
+  };
+  EXPECT_TRUE(Eventually(3, idle)) << "leases or KV are left at the decode worker";
+  EXPECT_TRUE(Eventually(4, idle)) << "jobs or KV are left at the prefill worker";
 }
 
 TEST_F(DnsTest, ARollingUpgradeToOtherWeights) {

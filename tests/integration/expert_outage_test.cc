@@ -25,8 +25,7 @@ void OutageEndsStreams(Kind kind) {
   LinkProxy& link = (*cluster)->link(Link::kDecodeExpert1);
   const StreamsResult result =
       RunWith((*cluster)->address(), *workload, 200, [&] { link.Set({.kind = kind}); });
-  std::printf("  all streams %.2f s, longest silence of one %.2f s\n", Seconds(result.total),
-              Seconds(result.longest_silence));
+  PrintSilence(result);
   for (size_t i = 0; i < kStreams; ++i) {
     const Output& output = result.outputs[i];
     const std::vector<int32_t>& answer = workload->answers[i];
@@ -59,7 +58,7 @@ TEST(ExpertOutage, AShardRefusedForGoodDuringPrefillEndsStreamsWithItsName) {
   LinkProxy& link = (*cluster)->link(Link::kPrefillExpert0);
   link.Set({.kind = Kind::kRefuse});
   const StreamsResult result = Streams((*cluster)->address(), *workload).Join();
-  std::printf("  all streams %.2f s\n", Seconds(result.total));
+  PrintSilence(result);
   for (const Output& output : result.outputs) {
     EXPECT_EQ(output.status.code, kUnavailable) << output.status.message;
     EXPECT_THAT(output.status.message, ::testing::HasSubstr("expert shard 0/2"));

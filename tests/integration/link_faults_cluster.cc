@@ -1,7 +1,10 @@
 #include "tests/integration/link_faults_cluster.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <map>
 #include <thread>
+#include <utility>
 
 namespace cachalot::testing {
 namespace {
@@ -92,20 +95,32 @@ void LinkedCluster::HealAll() {
   for (auto& link : links_) link->Heal();
 }
 
+StatusOr<std::string> LinkedCluster::HeldBy(Role role, int i) {
+  Member& m = member(role, i);
+  const std::string who = m.process->name() + " at " + m.address;
+  if (role == Role::kRouter) {
+    const double requests = Metric(MetricsOf(role, i), "cachalot_router_running_requests");
+    if (requests < 0) return who + " does not say what it holds. ";
+    return requests > 0 ? who + " holds " + std::to_string(requests) + " requests. " : "";
+  }
+  ASSIGN_OR_RETURN(const v1::Description description, ProcessCluster::Describe(m.address));
+  const v1::Load& load = description.load();
+  if (!load.used_kv_blocks() && !load.leases() && !load.running_sequences()) return std::string();
+  return who + " holds " + std::to_string(load.used_kv_blocks()) + " blocks, " +
+         std::to_string(load.leases()) + " leases, " + std::to_string(load.running_sequences()) +
+         " sequences. ";
+}
+
 Status LinkedCluster::WaitNothingHeld(Duration at_most) {
   const TimePoint end = std::chrono::steady_clock::now() + at_most;
   std::string held;
   do {
     held.clear();
-    for (Role role : {Role::kPrefill, Role::kDecode})
-      for (Member& m : members_[static_cast<int>(role)]) {
-        if (!m.process->Running()) continue;
-        ASSIGN_OR_RETURN(const v1::Description description, ProcessCluster::Describe(m.address));
-        const v1::Load& load = description.load();
-        if (load.used_kv_blocks() || load.leases() || load.running_sequences())
-          held += m.process->name() + " at " + m.address + " holds " + std::to_string(load.used_kv_blocks()) +
-                  " blocks, " + std::to_string(load.leases()) + " leases, " +
-                  std::to_string(load.running_sequences()) + " sequences. ";
+    for (Role role : {Role::kPrefill, Role::kDecode, Role::kRouter})
+      for (size_t i = 0; i < members_[static_cast<int>(role)].size(); ++i) {
+        if (!member(role, static_cast<int>(i)).process->Running()) continue;
+        ASSIGN_OR_RETURN(const std::string what, HeldBy(role, static_cast<int>(i)));
+        held += what;
       }
     if (held.empty()) return OkStatus();
     std::this_thread::sleep_for(std::chrono::milliseconds(20));  // between looks at other processes
@@ -122,6 +137,9 @@ std::string LinkedCluster::Ended() {
 }
 
 StatusOr<Workload> MakeWorkload(int max_tokens, size_t streams) {
+  // Its answers take seconds to compute, and most suites ask for the same.
+  static std::map<std::pair<int, size_t>, Workload> made;
+  if (const auto found = made.find({max_tokens, streams}); found != made.end()) return found->second;
   const auto embedded = MustLoad(DemoDirectory());
   if (!embedded) return Internal("no embedded model");
   Workload workload;
@@ -137,7 +155,14 @@ StatusOr<Workload> MakeWorkload(int max_tokens, size_t streams) {
     workload.requests.back().timeout_ms = 40'000;
     workload.answers.push_back(EmbeddedTokens(*embedded, workload.requests.back()));
   }
+  made[{max_tokens, streams}] = workload;
   return workload;
+}
+
+void PrintSilence(const StreamsResult& result, const char* run) {
+  const ::testing::TestInfo& test = *::testing::UnitTest::GetInstance()->current_test_info();
+  std::printf("  silence case=%s.%s run=%s longest_ms=%.0f all_ms=%.0f\n", test.test_suite_name(),
+              test.name(), run, 1e3 * Seconds(result.longest_silence), 1e3 * Seconds(result.total));
 }
 
 Streams::Streams(const std::string& router, const Workload& workload)

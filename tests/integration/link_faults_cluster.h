@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "tests/integration/cluster_fixture.h"
-#include "tests/integration/metrics.h"
 #include "tests/support/link_proxy.h"
+#include "tests/support/metrics.h"
 
 namespace cachalot::testing {
 
@@ -64,7 +64,7 @@ class LinkedCluster {
   Status Restart(Role role, int i);
   void HealAll();
 
-  /// Until no prefill or decode worker holds a block, a lease or a job.
+  /// Until no prefill or decode worker holds a block, a lease or a job, and no router a request.
   Status WaitNothingHeld(Duration at_most);
   /// "" or who has ended.
   std::string Ended();
@@ -72,6 +72,8 @@ class LinkedCluster {
  private:
   explicit LinkedCluster(Options options) : options_(std::move(options)) {}
   Status Spawn(Role role, int i);
+  /// "" or what it holds. Not while it is stopped.
+  StatusOr<std::string> HeldBy(Role role, int i);
   std::vector<Link> LinksTo(Role role, int i) const;
 
   const Options options_;
@@ -84,13 +86,17 @@ struct Workload {
   std::vector<client::GenerateRequest> requests;
   std::vector<std::vector<int32_t>> answers;
 };
-StatusOr<Workload> MakeWorkload(int max_tokens, size_t streams = kStreams);
+StatusOr<Workload> MakeWorkload(int max_tokens, size_t streams = kStreams);  // the same one every time
 
 struct StreamsResult {
   std::vector<Output> outputs;
   Duration longest_silence{};  // of any stream, between two events
   Duration total{};
 };
+
+/// One line for whoever collects what was measured: the test and `run`, the longest silence of any stream,
+/// and how long they all took.
+void PrintSilence(const StreamsResult& result, const char* run = "fault");
 
 /// Starts all streams of a workload at a router, each from a thread and a client of its own.
 class Streams {
@@ -118,7 +124,8 @@ class Streams {
   std::vector<std::thread> threads_;
 };
 
-/// Calls `strike` from this thread once all streams together have `tokens` tokens.
+/// Calls `strike` from this thread once all streams together have `tokens` tokens, which says nothing of
+/// prompts.
 StreamsResult RunWith(const std::string& router, const Workload& workload, size_t tokens,
                       const std::function<void()>& strike);
 

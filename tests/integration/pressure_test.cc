@@ -9,7 +9,7 @@
 
 #include "cachalot/v1/generation.grpc.pb.h"
 #include "tests/integration/cluster_fixture.h"
-#include "tests/integration/metrics.h"
+#include "tests/support/metrics.h"
 
 namespace cachalot::testing {
 namespace {

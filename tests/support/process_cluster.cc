@@ -3,9 +3,11 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 
 #include "cachalot/v1/cluster.grpc.pb.h"
+#include "tests/support/metrics.h"
 #include "tests/support/own_address.h"
 
 namespace cachalot::testing {
@@ -13,6 +15,13 @@ namespace {
 
 constexpr Duration kStart = std::chrono::seconds(60);
 constexpr int kPrefillHost = 101, kDecodeHost = 151;  // of OwnAddress, the first of their kind
+constexpr int kRouterHost = 210, kRouterHosts = 40;   // where routers serve their metrics
+
+/// Clusters of a test may live side by side.
+std::string NextRouterMetrics() {
+  static std::atomic<int> next = 0;
+  return OwnAddress(kRouterHost + next++ % kRouterHosts);
+}
 
 std::string Join(const std::vector<ProcessCluster::Member>& members) {
   std::string text;
@@ -28,6 +37,16 @@ StatusOr<ProcessCluster::Member> ProcessCluster::Spawn(std::vector<std::string> 
   Member member;
   ASSIGN_OR_RETURN(member.process, ChildProcess::Spawn({.argv = argv}));
   member.argv = std::move(argv);
+  return member;
+}
+
+StatusOr<ProcessCluster::Member> ProcessCluster::SpawnRouter(std::vector<std::string> argv) {
+  constexpr char kFlag[] = "--metrics-listen";
+  if (std::find(argv.begin(), argv.end(), kFlag) == argv.end())
+    argv.insert(argv.end(), {kFlag, NextRouterMetrics()});
+  std::string metrics = *(std::find(argv.begin(), argv.end(), kFlag) + 1);
+  ASSIGN_OR_RETURN(Member member, Spawn(std::move(argv)));
+  member.metrics = std::move(metrics);
   return member;
 }
 
@@ -89,14 +108,14 @@ StatusOr<std::unique_ptr<ProcessCluster>> ProcessCluster::Start(const ClusterOpt
                                      Join(cluster->prefill_), "--decode", Join(cluster->decode_)};
   if (options.debug_logits) router.push_back("--debug-logits");
   router.insert(router.end(), options.router_flags.begin(), options.router_flags.end());
-  ASSIGN_OR_RETURN(cluster->router_, cluster->Spawn(router));
+  ASSIGN_OR_RETURN(cluster->router_, cluster->SpawnRouter(router));
   ASSIGN_OR_RETURN(cluster->router_.address, cluster->router_.process->WaitReady(deadline));
   return cluster;
 }
 
 StatusOr<std::string> ProcessCluster::AddRouter() {
-  ASSIGN_OR_RETURN(Member member, Spawn({"cachalot-router", "--listen", "127.0.0.1:0", "--prefill", Join(prefill_),
-                                         "--decode", Join(decode_)}));
+  ASSIGN_OR_RETURN(Member member, SpawnRouter({"cachalot-router", "--listen", "127.0.0.1:0", "--prefill",
+                                               Join(prefill_), "--decode", Join(decode_)}));
   ASSIGN_OR_RETURN(member.address, member.process->WaitReady(std::chrono::steady_clock::now() + kStart));
   more_routers_.push_back(std::move(member));
   return more_routers_.back().address;
@@ -128,6 +147,14 @@ Status ProcessCluster::WaitNothingHeld(Duration at_most) {
                   std::to_string(load.leases()) + " leases, " + std::to_string(load.running_sequences()) +
                   " sequences. ";
       }
+    const auto ask_router = [&held](Member& router) {
+      if (!router.process->Running()) return;
+      const double running = Metric(router.metrics, "cachalot_router_running_requests");
+      if (running < 0) held += "The router at " + router.address + " does not say what it holds. ";
+      if (running > 0) held += "The router at " + router.address + " holds " + std::to_string(running) + " requests. ";
+    };
+    ask_router(router_);
+    for (Member& router : more_routers_) ask_router(router);
     if (held.empty()) return OkStatus();
     std::this_thread::sleep_for(std::chrono::milliseconds(20));  // between looks at other processes
   } while (std::chrono::steady_clock::now() < end);

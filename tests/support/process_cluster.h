@@ -27,6 +27,7 @@ class ProcessCluster {
     std::unique_ptr<ChildProcess> process;
     std::string address;
     std::vector<std::string> argv;
+    std::string metrics;  // of a router: where it serves them
   };
 
   static StatusOr<std::unique_ptr<ProcessCluster>> Start(const ClusterOptions& options);
@@ -47,11 +48,14 @@ class ProcessCluster {
   /// What a worker says about itself.
   static StatusOr<v1::Description> Describe(const std::string& address);
 
-  /// Until no live prefill or decode worker holds a block, a lease or a job; else says who holds what.
+  /// Until no live prefill or decode worker holds a block, a lease or a job, and no live router a request; else says
+  /// who holds what.
   Status WaitNothingHeld(Duration at_most);
 
  private:
   StatusOr<Member> Spawn(std::vector<std::string> argv);
+  /// With metrics, at an address of its own if `argv` names none.
+  StatusOr<Member> SpawnRouter(std::vector<std::string> argv);
   /// `own_host`: the first one's of OwnAddress; 0: each takes a free port.
   Status SpawnGroup(std::vector<Member>& group, int count, const std::vector<std::string>& argv,
                     int own_host = 0);
