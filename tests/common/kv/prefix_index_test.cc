@@ -174,6 +174,80 @@ TEST(PrefixEviction, FreesALeafWithTheBlocksThatOnlyItNeeded) {
   EXPECT_EQ(index.blocks(), 6);
 }
 
+/// Room for any blocks, and for so many bytes of snapshots. In the tests below the least recently used is never the one
+/// that goes.
+struct SnapshotRoom {
+  explicit SnapshotRoom(int64_t bytes)
+      : index({.block_bytes = kBlockBytes, .max_bytes = 1 << 20, .max_snapshot_bytes = bytes}) {}
+
+  PrefixIndex::Change Insert(const std::string& blocks, int64_t snapshot_bytes) {
+    auto change = index.Insert(kRoot, Tokens(blocks), snapshot_bytes);
+    index.CheckConsistent();
+    return change;
+  }
+  /// The block at whose end the snapshot of these is; kNone: there is none.
+  PrefixIndex::Id At(const std::string& blocks) const {
+    const auto match = index.Find(kRoot, Tokens(blocks, 1), 1 << 20);
+    return match.snapshot == std::ssize(blocks) * kBlock ? match.node : PrefixIndex::kNone;
+  }
+
+  PrefixIndex index;
+};
+
+TEST(PrefixEviction, WhatSavesLittleGoesBeforeWhatIsOlder) {
+  SnapshotRoom room(1000);
+  room.Insert("aaaaaaaa", 500);
+  room.Insert("b", 500);
+  const auto b = room.At("b");
+  const auto change = room.Insert("c", 500);
+  EXPECT_THAT(change.freed_snapshots, ElementsAre(b)) << "it saves one block, the older eight";
+  EXPECT_THAT(change.freed_blocks, ElementsAre(b));
+  EXPECT_NE(room.At("aaaaaaaa"), PrefixIndex::kNone);
+}
+
+TEST(PrefixEviction, WhatTakesManyBytesGoesBeforeWhatIsOlder) {
+  SnapshotRoom room(1000);
+  room.Insert("aa", 100);
+  room.Insert("bb", 900);
+  const auto bb = room.At("bb");
+  EXPECT_THAT(room.Insert("cc", 100).freed_snapshots, ElementsAre(bb)) << "both save the same";
+  EXPECT_NE(room.At("aa"), PrefixIndex::kNone);
+}
+
+TEST(PrefixEviction, SavedIsWhatFollowsTheSnapshotBefore) {
+  SnapshotRoom room(1000);
+  room.Insert("xxxxxx", 300);
+  room.Insert("aaaa", 300);
+  room.Insert("aaaab", 300);
+  const auto leaf = room.At("aaaab");
+  const auto change = room.Insert("c", 300);
+  EXPECT_THAT(change.freed_snapshots, ElementsAre(leaf)) << "without it a prompt begins one block earlier only";
+  EXPECT_THAT(change.freed_blocks, ElementsAre(leaf));
+  EXPECT_NE(room.At("xxxxxx"), PrefixIndex::kNone);
+  EXPECT_NE(room.At("aaaa"), PrefixIndex::kNone);
+}
+
+/// Snapshots are small beside blocks in these two.
+TEST(PrefixEviction, OnlyBlocksThatWouldGoAlongAreAmongTheBytes) {
+  SnapshotRoom room(30);
+  room.Insert("aa", 10);
+  room.Insert("aab", 10);
+  room.index.Pin(room.At("aab"));
+  room.Insert("cc", 10);
+  const auto cc = room.At("cc");
+  EXPECT_THAT(room.Insert("dd", 10).freed_snapshots, ElementsAre(cc)) << "\"aab\" needs the blocks of \"aa\"";
+  EXPECT_NE(room.At("aa"), PrefixIndex::kNone);
+}
+
+TEST(PrefixEviction, BlocksThatTheNewPrefixNeedsAreNotAmongTheBytes) {
+  SnapshotRoom room(20);
+  room.Insert("aa", 10);
+  room.Insert("bb", 10);
+  const auto bb = room.At("bb");
+  EXPECT_THAT(room.Insert("aac", 10).freed_snapshots, ElementsAre(bb)) << "\"aac\" needs the blocks of \"aa\"";
+  EXPECT_NE(room.At("aa"), PrefixIndex::kNone);
+}
+
 TEST(PrefixEviction, UseKeepsAndPinsKeepAbsolutely) {
   PrefixIndex index(Room(100, 2));
   const auto start = [&](const std::string& blocks) { return index.Find(kRoot, Tokens(blocks, 1), 1 << 20); };
