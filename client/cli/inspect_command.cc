@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "client/cli/commands.h"
+#include "client/embedded/embedded_model.h"
 #include "common/config/schema.h"
 #include "common/loader/checkpoint.h"
 #include "common/model/memory_plan.h"
@@ -22,6 +22,7 @@ struct Inspection {
   std::string directory;
   ModelConfig config;
   CheckpointSummary summary;
+  bool has_tokenizer = false;
   int64_t context = 0;
   WeightPlan weights;
   KvPlan kv;
@@ -52,9 +53,7 @@ std::vector<std::string> Warnings(const Inspection& in) {
                        names + (in.summary.unexpected.size() > 5 ? " ..." : ""));
   }
   if (in.summary.dspark) warnings.push_back("mtp.* is a DSpark draft: ignored");
-  std::error_code error;
-  if (!std::filesystem::exists(in.directory + "/tokenizer.json", error))
-    warnings.push_back("no tokenizer.json: token ids only, no text");
+  if (!in.has_tokenizer) warnings.push_back("no tokenizer.json: token ids only, no text");
   if (in.context > in.config.max_position_embeddings)
     warnings.push_back("the context exceeds max_position_embeddings = " +
                        std::to_string(in.config.max_position_embeddings));
@@ -67,6 +66,9 @@ StatusOr<Inspection> Inspect(const std::string& directory, int64_t context, int 
   ASSIGN_OR_RETURN(in.config, ModelConfig::Load(directory));
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(directory));
   in.summary = InspectCheckpoint(in.config, *checkpoint);
+  const auto tokenizer = LoadTokenizerIfPresent(directory);
+  in.has_tokenizer = !tokenizer.ok() || *tokenizer != nullptr;
+  if (!tokenizer.ok()) in.summary.refusals.push_back(StatusMessage(tokenizer.status()));
   in.context = context > 0 ? context : in.config.max_position_embeddings;
   in.weights = PlanWeights(in.config, in.summary, shards);
   in.kv = PlanKv(in.config, in.context);

@@ -1,14 +1,11 @@
 #include "client/embedded/embedded_model.h"
 
-#include <filesystem>
-
 namespace cachalot {
 
 StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerIfPresent(const std::string& model_directory) {
-  const std::string path = model_directory + "/tokenizer.json";
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) return std::unique_ptr<Tokenizer>();
-  return Tokenizer::Load(path);
+  StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(model_directory + "/tokenizer.json");
+  if (tokenizer.status().code() == StatusCode::kNotFound) return std::unique_ptr<Tokenizer>();
+  return tokenizer;
 }
 
 StatusOr<std::unique_ptr<EmbeddedModel>> EmbeddedModel::Load(const EmbeddedOptions& options) {

@@ -44,7 +44,7 @@ class EmbeddedModel {
   std::unique_ptr<Tokenizer> tokenizer_;
 };
 
-/// The checkpoint's tokenizer, or null without a tokenizer.json.
+/// The checkpoint's tokenizer; null where there is no tokenizer.json, an error where there is a broken one.
 StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerIfPresent(const std::string& model_directory);
 
 }  // namespace cachalot

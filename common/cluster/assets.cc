@@ -1,30 +1,21 @@
 #include "common/cluster/assets.h"
 
 #include <filesystem>
-#include <fstream>
-#include <sstream>
+
+#include "common/base/file.h"
 
 namespace cachalot {
-namespace {
-
-StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return NotFound(path + ": cannot be read");
-  std::stringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
-}  // namespace
 
 StatusOr<v1::GetModelAssetsResponse> ReadModelAssets(const std::string& model_directory) {
   v1::GetModelAssetsResponse assets;
   const std::filesystem::path directory = std::filesystem::path(model_directory).lexically_normal();
   assets.set_model(directory.has_filename() ? directory.filename() : directory.parent_path().filename());
-  ASSIGN_OR_RETURN(*assets.mutable_config_json(), ReadFile(directory / "config.json"));
-  std::error_code ignored;
-  if (std::filesystem::exists(directory / "tokenizer.json", ignored)) {
-    ASSIGN_OR_RETURN(*assets.mutable_tokenizer_json(), ReadFile(directory / "tokenizer.json"));
+  ASSIGN_OR_RETURN(*assets.mutable_config_json(), ReadNonEmptyFile(directory / "config.json"));
+  StatusOr<std::string> tokenizer = ReadNonEmptyFile(directory / "tokenizer.json");
+  if (tokenizer.ok()) {
+    *assets.mutable_tokenizer_json() = *std::move(tokenizer);
+  } else if (tokenizer.status().code() != StatusCode::kNotFound) {
+    return tokenizer.status();
   }
   return assets;
 }

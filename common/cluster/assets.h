@@ -12,7 +12,7 @@ namespace cachalot {
 
 inline constexpr int kAssetsMessageBytes = 64 << 20;  // a real tokenizer.json has 8 MB
 
-/// NOT_FOUND names the file. A missing tokenizer.json is no error.
+/// As ReadNonEmptyFile, but a missing tokenizer.json is no error.
 StatusOr<v1::GetModelAssetsResponse> ReadModelAssets(const std::string& model_directory);
 
 /// Serves `assets`. Register before Server::Start; must outlive the server.

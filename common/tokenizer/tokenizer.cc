@@ -1,11 +1,10 @@
 #include "common/tokenizer/tokenizer.h"
 
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <unordered_map>
 #include <utility>
 
+#include "common/base/file.h"
 #include "common/tokenizer/bpe.h"
 #include "common/tokenizer/byte_alphabet.h"
 #include "common/tokenizer/pretokenizer.h"
@@ -183,14 +182,11 @@ Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::~Tokenizer() = default;
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream content;
-  content << file.rdbuf();  // sets the fail bit, and does not throw, for a directory and for an empty file
-  if (!file.is_open() || !content) {
-    return NotFound(
-        path + ": cannot be read or is empty; every checkpoint comes with a tokenizer.json, give its path");
-  }
-  return FromJson(content.str(), path);
+  const StatusOr<std::string> json = ReadNonEmptyFile(path);
+  if (json.status().code() == StatusCode::kNotFound)
+    return NotFound(path + ": no such file; every checkpoint comes with a tokenizer.json, give its path");
+  RETURN_IF_ERROR(json.status());
+  return FromJson(*json, path);
 }
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view json, const std::string& name) {

@@ -17,8 +17,8 @@ namespace cachalot {
 
 class Tokenizer {
  public:
-  /// Reads a tokenizer.json. NotFound if it cannot be read, InvalidArgument if it is not what this class
-  /// implements; both name the file and what to do.
+  /// Reads a tokenizer.json. NotFound if there is none, InvalidArgument if it is empty, cannot be read or is not what
+  /// this class implements; both name the file.
   static StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
 
   /// The same from the file's content; `name` stands for the path in errors.

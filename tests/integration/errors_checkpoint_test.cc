@@ -158,6 +158,18 @@ TEST(Checkpoint, ATokenizerThatCannotBeReadIsNamed) {
   ExpectFails({"cachalot", "serve", "--model", checkpoint.path(), "--listen", "127.0.0.1:0"}, kUsage, says);
   ExpectFails({"cachalot", "up", "--model", checkpoint.path(), "--expert-shards", "0"}, kFailed,
               {says[0], "cachalot-router exited with code 2 before it was ready"});
+
+  // None is a model without text, but this is not none.
+  const auto expect_refused = [&](const char* got) {
+    const Words named = {checkpoint / "tokenizer.json", std::string("wanted a file with something in it, got ") + got};
+    ExpectFails(Generate(checkpoint.path()), kUsage, named);
+    ExpectFails(Worker("cachalot-decode", checkpoint.path(), {"--experts", "local"}), kUsage, named);
+  };
+  WriteText(checkpoint / "tokenizer.json", "");
+  expect_refused("an empty one");
+  std::filesystem::remove(checkpoint / "tokenizer.json");
+  std::filesystem::create_directory(checkpoint / "tokenizer.json");
+  expect_refused("a directory");
   EXPECT_THAT(RunningWith(checkpoint.path()), IsEmpty());
 }
 

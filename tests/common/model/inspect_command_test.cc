@@ -101,9 +101,11 @@ TEST(InspectCommandTest, WarnsAndRefuses) {
   testing::WriteTensors(directory / "model.safetensors", tensors);
   testing::WriteText(directory / "config.json",
                      testing::ReadText(Source("tests/golden/oracle/tiny/config.json")));
+  testing::WriteText(directory / "tokenizer.json", "");
   const Output output = RunInspect(directory.path());
   EXPECT_EQ(output.code, 0);
   EXPECT_THAT(output.text, HasSubstr("does not load: " + directory.path() + ": tensor 'norm.weight'"));
+  EXPECT_THAT(output.text, HasSubstr("does not load: " + directory / "tokenizer.json" + ": wanted a file"));
   EXPECT_THAT(output.text, HasSubstr("1 unexpected tensors, not used: surprise"));
   EXPECT_THAT(output.text, HasSubstr("DSpark draft: ignored"));
   EXPECT_EQ(InspectJson(directory.path())["loads"], false);

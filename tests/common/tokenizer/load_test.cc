@@ -26,10 +26,17 @@ TEST(LoadTest, MissingFile) {
   EXPECT_EQ(tokenizer.status().code(), StatusCode::kNotFound);
   EXPECT_THAT(StatusMessage(tokenizer.status()),
               testing::AllOf(HasSubstr("/nowhere/tokenizer.json"), HasSubstr("give its path")));
-  EXPECT_EQ(Tokenizer::Load(CACHALOT_SOURCE_DIR).status().code(), StatusCode::kNotFound);  // a directory
-  const std::string empty = testing::TempDir() + "/empty_tokenizer.json";
-  std::ofstream{empty};
-  EXPECT_EQ(Tokenizer::Load(empty).status().code(), StatusCode::kNotFound);
+}
+
+TEST(LoadTest, AFileThatIsThereButHasNothingIsNotMissing) {
+  const auto directory = Tokenizer::Load(CACHALOT_SOURCE_DIR);
+  EXPECT_EQ(directory.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(StatusMessage(directory.status()), HasSubstr("got a directory"));
+  const std::string path = testing::TempDir() + "/empty_tokenizer.json";
+  std::ofstream{path};
+  const auto empty = Tokenizer::Load(path);
+  EXPECT_EQ(empty.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(StatusMessage(empty.status()), testing::AllOf(HasSubstr(path), HasSubstr("got an empty one")));
 }
 
 TEST(LoadTest, NotJson) {
