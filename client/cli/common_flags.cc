@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "common/base/json_depth.h"
 #include "common/config/values.h"
 #include "common/discovery/seed.h"
 
@@ -97,6 +98,9 @@ StatusOr<std::vector<std::pair<int32_t, float>>> ParseLogitBias(const std::strin
 namespace {
 
 StatusOr<std::vector<std::string>> ParseJsonStrings(const std::string& text, const std::string& where) {
+  if (JsonIsDeeperThan(text, kMaxJsonDepth))
+    return InvalidArgument(where + ": wanted a JSON array of strings, got more than " + std::to_string(kMaxJsonDepth) +
+                           " levels of nesting");
   const auto json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_array()) return InvalidArgument(where + ": wanted a JSON array of strings, got " + text);
   std::vector<std::string> strings;

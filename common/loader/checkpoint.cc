@@ -10,6 +10,7 @@
 #include <unordered_set>
 
 #include "common/base/check.h"
+#include "common/base/json_depth.h"
 
 namespace cachalot {
 namespace {
@@ -49,6 +50,8 @@ StatusOr<std::map<std::string, std::vector<std::string>>> Checkpoint::ReadIndex(
   std::stringstream text;
   text << stream.rdbuf();
   if (!stream) return DataLoss(path + ": cannot be read");
+  if (JsonIsDeeperThan(text.view(), kMaxJsonDepth))
+    return DataLoss(path + ": wanted at most " + std::to_string(kMaxJsonDepth) + " levels of nesting");
   const Json json = Json::parse(text.str(), nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
     return DataLoss(path + ": wanted a JSON object with an object 'weight_map'");

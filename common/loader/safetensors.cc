@@ -16,6 +16,7 @@
 #include <tuple>
 
 #include "common/base/check.h"
+#include "common/base/json_depth.h"
 
 namespace cachalot {
 namespace {
@@ -43,27 +44,24 @@ Status SystemError(int error, const std::string& what) {
   return Internal(message);
 }
 
-// A header needs three levels. Deeper ones would only exhaust the stack of the code that prints them.
-constexpr int kMaxDepth = 8;
+constexpr int kMaxDepth = 8;  // a header needs three levels
 
 /// JSON text with every object's keys checked for duplicates, which nlohmann would resolve in silence.
 StatusOr<Json> ParseStrict(const std::string& text) {
+  if (JsonIsDeeperThan(text, kMaxDepth))
+    return DataLoss("header: wanted at most " + std::to_string(kMaxDepth) + " levels of nesting");
   std::vector<std::set<std::string>> open_objects;
   std::optional<std::string> duplicate;
-  bool too_deep = false;
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
-    too_deep |= depth > kMaxDepth;
+  const auto watch = [&](int, Json::parse_event_t event, Json& value) {
     if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
     if (event == Json::parse_event_t::object_end) open_objects.pop_back();
     if (event == Json::parse_event_t::key && !open_objects.back().insert(value.get<std::string>()).second) {
       duplicate = value.get<std::string>();
     }
-    return !too_deep;
+    return true;
   };
   try {
     Json json = Json::parse(text, watch);
-    if (too_deep)
-      return DataLoss("header: wanted at most " + std::to_string(kMaxDepth) + " levels of nesting");
     if (duplicate) return DataLoss("header: duplicate name '" + *duplicate + "'");
     if (!json.is_object())
       return DataLoss(std::string("header: wanted a JSON object, got ") + json.type_name());

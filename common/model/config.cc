@@ -10,6 +10,7 @@
 #include <sstream>
 #include <utility>
 
+#include "common/base/json_depth.h"
 #include "common/base/log.h"
 #include "common/kernels/limits.h"
 
@@ -367,6 +368,8 @@ class CanonicalText {
 }  // namespace
 
 StatusOr<ModelConfig> ModelConfig::Parse(const std::string& text, const std::string& file) {
+  if (JsonIsDeeperThan(text, kMaxJsonDepth))
+    return InvalidArgument(file + ": wanted at most " + std::to_string(kMaxJsonDepth) + " levels of nesting");
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) {
     return InvalidArgument(file + ": wanted a JSON object, got " +

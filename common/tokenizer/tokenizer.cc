@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/base/file.h"
+#include "common/base/json_depth.h"
 #include "common/tokenizer/bpe.h"
 #include "common/tokenizer/byte_alphabet.h"
 #include "common/tokenizer/pretokenizer.h"
@@ -190,6 +191,10 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
 }
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view json, const std::string& name) {
+  if (JsonIsDeeperThan(json, kMaxJsonDepth)) {
+    return InvalidArgument(name + ": is not a readable tokenizer.json (more than " + std::to_string(kMaxJsonDepth) +
+                           " levels of nesting)" + kUseCheckpoint);
+  }
   try {
     const Json root = Json::parse(json);
     RETURN_IF_ERROR(CheckSurroundings(root, name));

@@ -7,6 +7,7 @@
 #include "common/base/address.h"
 #include "common/base/bytes.h"
 #include "common/base/ids.h"
+#include "common/base/json_depth.h"
 #include "common/base/seconds_text.h"
 #include "common/base/status.h"
 #include "common/base/thread_pool.h"
@@ -43,6 +44,15 @@ TEST(Status, AnnotateKeepsTheCode) {
   const Status status = Annotate(NotFound("x"), "y");
   EXPECT_EQ(status.code(), StatusCode::kNotFound);
   EXPECT_EQ(StatusMessage(status), "y: x");
+}
+
+TEST(JsonDepth, CountsWhatIsOpenAtOnceOutsideOfStrings) {
+  EXPECT_FALSE(JsonIsDeeperThan("", 0));
+  EXPECT_FALSE(JsonIsDeeperThan("[{}, [], {}]", 2));
+  EXPECT_TRUE(JsonIsDeeperThan("[{}, [], {}]", 1));
+  EXPECT_TRUE(JsonIsDeeperThan(R"({"a": [{"b": 1}]})", 2));
+  EXPECT_FALSE(JsonIsDeeperThan(R"(["[[{", "\"[[", "\\", "]"])", 1));
+  EXPECT_TRUE(JsonIsDeeperThan(R"(["\\", [2]])", 1)) << "the string ends behind its backslash";
 }
 
 TEST(Ids, AreNotRepeated) { EXPECT_NE(RandomId(), RandomId()); }

@@ -132,6 +132,9 @@ TEST_F(CheckpointTest, RefusesAnIndexThatDoesNotFitItsShards) {
   EXPECT_THAT(Refusal(), AllOf(HasSubstr("tensor 'x'"), HasSubstr("without '/'")));
   WriteText(directory_ / "model.safetensors.index.json", R"({"weight_map":{"x":1}})");
   EXPECT_THAT(Refusal(), HasSubstr("tensor 'x'"));
+  WriteText(directory_ / "model.safetensors.index.json",
+            R"({"weight_map":{"x":)" + std::string(100'000, '[') + std::string(100'000, ']') + "}}");
+  EXPECT_THAT(Refusal(), HasSubstr("index.json: wanted at most 64 levels of nesting"));
   WriteText(directory_ / "model.safetensors.index.json", R"({"weights":{}})");
   EXPECT_THAT(Refusal(), HasSubstr("weight_map"));
   WriteText(directory_ / "model.safetensors.index.json", "{");

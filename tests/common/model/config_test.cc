@@ -331,6 +331,15 @@ TEST(ConfigTest, InverseFrequenciesOfTheSpec) {
   EXPECT_EQ(InverseFrequencies(ParseOrDie(Minimal()), true)[31], 9.088846459e-6f);
 }
 
+TEST(ConfigTest, RefusesDeepNesting) {
+  const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
+  for (const char* key : {"model_type", "vocab_size", "rope_theta", "compress_ratios"}) {
+    const auto config = ModelConfig::Parse("{\"" + std::string(key) + "\": " + deep + "}", "dir/config.json");
+    EXPECT_EQ(config.status().code(), StatusCode::kInvalidArgument) << key;
+    EXPECT_EQ(StatusMessage(config.status()), "dir/config.json: wanted at most 64 levels of nesting");
+  }
+}
+
 TEST(ConfigTest, LoadsFromADirectory) {
   EXPECT_TRUE(ModelConfig::Load(Source("tests/golden/oracle/tiny")).ok());
   EXPECT_EQ(ModelConfig::Load(Source("tests")).status().code(), StatusCode::kNotFound);

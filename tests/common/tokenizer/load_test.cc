@@ -44,6 +44,8 @@ TEST(LoadTest, NotJson) {
   EXPECT_THAT(LoadError(""), HasSubstr("not a readable tokenizer.json"));
   EXPECT_THAT(LoadError("{\"model\": \"\xFF\"}"), HasSubstr("not a readable tokenizer.json"));
   EXPECT_THAT(LoadError("[]"), HasSubstr("not a JSON object"));
+  EXPECT_THAT(LoadError("{\"normalizer\": " + std::string(100'000, '[') + std::string(100'000, ']') + "}"),
+              HasSubstr("more than 64 levels of nesting"));
 }
 
 struct Mutation {
