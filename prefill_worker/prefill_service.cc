@@ -9,6 +9,7 @@
 #include "common/base/log.h"
 #include "common/base/seconds_text.h"
 #include "common/cluster/compat.h"
+#include "prefill_worker/prefill_request.h"
 #include "prefill_worker/watchdog.h"
 
 namespace cachalot {
@@ -132,16 +133,6 @@ rpc::Task<Status> PrefillService::Prefill(rpc::ServerCall& call, const v1::Prefi
   co_return status;
 }
 
-Status PrefillService::CheckRequest(const v1::PrefillRequest& request) const {
-  RETURN_IF_ERROR(CheckCompat(description_.compat(), request.compat(), "the router"));
-  if (!options_.debug_logits && (request.state().forced_size() > 0 || request.state().want_logits()))
-    return FailedPrecondition("forced tokens and logits need a prefill worker that runs with --debug-logits");
-  if (request.decode_address().empty())
-    return InvalidArgument("decode_address: wanted host:port, got nothing");
-  if (request.lease().id() == 0) return InvalidArgument("lease: wanted the decode worker's, got none");
-  return OkStatus();
-}
-
 std::string PrefillService::NotServing() const {
   const Phase phase = phase_.load();
   if (phase == Phase::kStarting) return "starting: this prefill worker has not reached its experts yet";
@@ -150,8 +141,8 @@ std::string PrefillService::NotServing() const {
 
 StatusOr<SequenceState> PrefillService::Admit(const v1::PrefillRequest& request) {
   if (const std::string why = NotServing(); !why.empty()) return Unavailable(why);
-  RETURN_IF_ERROR(CheckRequest(request));
-  ASSIGN_OR_RETURN(SequenceState state, FromProto(request.state(), config_.vocab_size));
+  ASSIGN_OR_RETURN(SequenceState state,
+                   AdmitPrefill(request, description_.compat(), config_.vocab_size, options_.debug_logits));
   if (queued_ >= options_.max_queue)
     return ResourceExhausted("the queue is full: " + std::to_string(queued_) + " jobs, --max-queue is " +
                              std::to_string(options_.max_queue));

@@ -72,7 +72,6 @@ class PrefillService {
   /// Why new calls are refused; empty: they are not.
   std::string NotServing() const;
   StatusOr<SequenceState> Admit(const v1::PrefillRequest& request);
-  Status CheckRequest(const v1::PrefillRequest& request) const;
   void JoinQueue(const SequenceState& state, Job* job);
   rpc::Task<StatusOr<SequenceKv>> AwaitKv(rpc::ServerCall& call, Job* job, Writer& writer);
   void LeaveKvLine(Job* job);

@@ -137,6 +137,23 @@ StatusOr<SequenceState> Frontend::Admit(const v1::GenerateRequest& request, std:
   return state;
 }
 
+StatusOr<SequenceState> Frontend::AdmitLogits(const v1::LogitsRequest& request) const {
+  const int64_t count = request.ids_size(), decode = request.decode();
+  if (decode >= count)
+    return InvalidArgument("decode is " + std::to_string(decode) + " of " + std::to_string(count) +
+                           " ids: at least one must be the prompt");
+  SequenceState state;
+  state.request_id = "logits";
+  state.prompt.assign(request.ids().begin(), request.ids().begin() + (count - decode));
+  state.forced.assign(request.ids().begin() + (count - decode), request.ids().end());
+  state.forced.push_back(0);  // what comes out behind the last id is not wanted
+  state.want_logits = true;
+  state.params.max_tokens = static_cast<int>(decode) + 1;
+  state.params.ignore_eos = true;
+  RETURN_IF_ERROR(cachalot::Admit(state, limits_));
+  return state;
+}
+
 StatusOr<OutputOptions> Frontend::AdmitOutput(const v1::GenerateRequest& request) const {
   OutputOptions options;
   if (request.has_n()) options.n = request.n();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cachalot/v1/admin.pb.h"
 #include "cachalot/v1/cluster.pb.h"
 #include "cachalot/v1/generation.pb.h"
 #include "common/tokenizer/chat_message.h"
@@ -57,7 +58,9 @@ class Frontend {
   /// An admitted sequence from a public request and the ids of its text, if it has text: defaults, a drawn seed, a
   /// made-up id.
   StatusOr<SequenceState> Admit(const v1::GenerateRequest& request, std::vector<int32_t> prompt) const;
-  /// The rest of the request, admitted too.
+  /// The same for the logits of given ids: the last `decode` of them are forced, one more behind them ends it.
+  StatusOr<SequenceState> AdmitLogits(const v1::LogitsRequest& request) const;
+  /// The rest of a GenerateRequest, admitted too.
   StatusOr<OutputOptions> AdmitOutput(const v1::GenerateRequest& request) const;
 
  private:

@@ -234,19 +234,7 @@ rpc::Task<Status> GenerationService::Logits(rpc::ServerCall& call, const v1::Log
                                             rpc::ServerWriter<v1::LogitsResponse>& writer) {
   CO_RETURN_IF_ERROR(Ready());
   const auto frontend = frontend_;
-  const int64_t count = request.ids_size(), decode = request.decode();
-  if (decode >= count)
-    co_return InvalidArgument("decode is " + std::to_string(decode) + " of " + std::to_string(count) +
-                              " ids: at least one must be the prompt");
-  SequenceState state;
-  state.request_id = "logits";
-  state.prompt.assign(request.ids().begin(), request.ids().begin() + (count - decode));
-  state.forced.assign(request.ids().begin() + (count - decode), request.ids().end());
-  state.forced.push_back(0);  // what comes out behind the last id is not wanted
-  state.want_logits = true;
-  state.params.max_tokens = static_cast<int>(decode) + 1;
-  state.params.ignore_eos = true;
-  CO_RETURN_IF_ERROR(cachalot::Admit(state, frontend->limits()));
+  CO_ASSIGN_OR_RETURN(SequenceState state, frontend->AdmitLogits(request));
   LogitsSink sink(frontend->limits().vocab_size, &writer);
   PrefillOptions options;
   options.max_chunk_tokens = request.max_chunk_tokens();

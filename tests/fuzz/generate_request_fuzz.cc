@@ -1,4 +1,5 @@
-// cachalot.v1.GenerateRequest as any client may send it, admitted by the router in front of the demo's model.
+// cachalot.v1.GenerateRequest as any client may send it, admitted by the router in front of the demo's model; the same
+// bytes as TokenizeRequest and LogitsRequest.
 
 #include <algorithm>
 #include <cmath>
@@ -71,6 +72,7 @@ StatusOr<SequenceState> Admit(const Frontend& front, const v1::GenerateRequest& 
   std::vector<int32_t> prompt;
   if (request.has_text() || request.has_chat()) {
     const PromptText text = request.has_chat() ? PromptText::Of(request.chat()) : PromptText::Of(request.text());
+    RETURN_IF_ERROR(front.CheckMessages(request.chat()));
     RETURN_IF_ERROR(front.CheckLength(text));
     ASSIGN_OR_RETURN(prompt, front.Encode(text));
   }
@@ -94,6 +96,32 @@ void CheckRequest(v1::GenerateRequest request, bool tokenizer) {
   const auto again = Admit(front, request);
   CHECK_MSG(again.ok(), StatusMessage(again.status()));
   CHECK(ToProto(*again).SerializeAsString() == ToProto(*state).SerializeAsString());
+}
+
+void CheckTokenize(const v1::TokenizeRequest& request, bool tokenizer) {
+  if (request.input_case() == v1::TokenizeRequest::INPUT_NOT_SET) return;
+  const Frontend& front = Front(tokenizer);
+  if (const Status few = front.CheckMessages(request.chat()); !few.ok()) return CheckRefusal(few, tokenizer);
+  const auto ids = front.Encode(request.has_chat() ? PromptText::Of(request.chat()) : PromptText::Of(request.text()));
+  if (!ids.ok()) return CheckRefusal(ids.status(), tokenizer);
+  const int32_t known = front.tokenizer()->vocab_size();
+  CHECK(std::all_of(ids->begin(), ids->end(), [&](int32_t id) { return id >= 0 && id < known; }));
+  if (request.has_text()) CHECK(front.tokenizer()->DecodeRaw(*ids) == request.text());
+}
+
+void CheckLogits(const v1::LogitsRequest& request) {
+  const Frontend& front = Front(false);
+  const auto state = front.AdmitLogits(request);
+  if (!state.ok()) return CheckRefusal(state.status(), true);
+  std::vector<int32_t> ids = state->prompt;
+  ids.insert(ids.end(), state->forced.begin(), state->forced.end() - 1);
+  CHECK(std::equal(ids.begin(), ids.end(), request.ids().begin(), request.ids().end()));
+  CHECK(!state->prompt.empty() && state->want_logits && state->forced.size() == request.decode() + size_t{1});
+  CHECK(state->params.max_tokens == std::ssize(state->forced) &&
+        state->MaxTokens() <= front.limits().max_context_tokens);
+  const auto there = FromProto(ToProto(*state), front.limits().vocab_size);
+  CHECK_MSG(there.ok(), StatusMessage(there.status()));
+  CHECK(ToProto(*there).SerializeAsString() == ToProto(*state).SerializeAsString());
 }
 
 }  // namespace
@@ -139,11 +167,24 @@ std::vector<Seed> Seeds() {
   beyond = ids;
   beyond.set_max_tokens(1 << 30);
   none.set_max_tokens(1);
-  const auto seed = [](const char* name, const v1::GenerateRequest& request) {
+  v1::LogitsRequest logits, decode;
+  for (int id : {1, 2, 3}) logits.add_ids(id);
+  decode = logits;
+  logits.set_max_chunk_tokens(2);
+  decode.set_decode(2);
+  v1::TokenizeRequest words, message;
+  words.set_text("In the beginning <｜User｜> God");
+  message.mutable_chat()->add_messages()->set_role("user");
+  message.mutable_chat()->mutable_messages(0)->set_content("Genesis 1:1");
+  const auto seed = [](const char* name, const google::protobuf::MessageLite& request) {
     return Seed{name, request.SerializeAsString()};
   };
-  return {seed("ids", ids),         seed("text", text),   seed("chat", chat),     seed("sampled", sampled),
-          seed("resumed", resumed), seed("stops", stops), seed("beyond", beyond), seed("no_input", none)};
+  return {seed("ids", ids),         seed("text", text),
+          seed("chat", chat),       seed("sampled", sampled),
+          seed("resumed", resumed), seed("stops", stops),
+          seed("beyond", beyond),   seed("no_input", none),
+          seed("logits", logits),   seed("logits_decode", decode),
+          seed("tokenize", words),  seed("tokenize_chat", message)};
 }
 
 }  // namespace cachalot::fuzz
@@ -152,7 +193,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace cachalot;
   fuzz::QuietLogs();
   v1::GenerateRequest request;
-  if (!request.ParseFromArray(data, static_cast<int>(size))) return 0;
-  for (bool tokenizer : {true, false}) fuzz::CheckRequest(request, tokenizer);
+  v1::TokenizeRequest tokenize;
+  v1::LogitsRequest logits;
+  const int bytes = static_cast<int>(size);
+  const bool generates = request.ParseFromArray(data, bytes), tokenizes = tokenize.ParseFromArray(data, bytes);
+  for (bool tokenizer : {true, false}) {
+    if (generates) fuzz::CheckRequest(request, tokenizer);
+    if (tokenizes) fuzz::CheckTokenize(tokenize, tokenizer);
+  }
+  if (logits.ParseFromArray(data, bytes)) fuzz::CheckLogits(logits);
   return 0;
 }
