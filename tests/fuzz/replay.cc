@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,9 @@
 
 #include "tests/fuzz/fuzz.h"
 
+// Of a sanitizer's runtime; null without one.
+extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -25,19 +29,42 @@ namespace fs = std::filesystem;
 constexpr size_t kMaxBytes = 16 << 10;
 
 std::string current;  // the input that runs
+bool running = false;  // what a sanitizer finds at the end is no input's fault
 
-void Keep(int signal) {
+void Keep() {
+  if (!running) return;
   const int file = open("replay-failure.bin", O_WRONLY | O_CREAT | O_TRUNC, 0644);
   if (file >= 0 && write(file, current.data(), current.size()) >= 0) close(file);
+}
+
+void KeepAndDie(int signal) {
+  Keep();
   std::signal(signal, SIG_DFL);
   std::raise(signal);
 }
 
+/// A sanitizer ends the program without a signal, and reports crashes from handlers and a stack of its own, which stay.
+void KeepWhatEndsTheProgram() {
+  if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(Keep);
+  static std::array<char, 64 << 10> stack;  // the program's own may be what is exhausted
+  const stack_t other = {.ss_sp = stack.data(), .ss_flags = 0, .ss_size = stack.size()};
+  stack_t there = {};
+  if (sigaltstack(nullptr, &there) == 0 && (there.ss_flags & SS_DISABLE) != 0) sigaltstack(&other, nullptr);
+  for (int signal : {SIGABRT, SIGSEGV, SIGFPE, SIGILL, SIGBUS}) {
+    struct sigaction ours = {}, theirs = {};
+    ours.sa_handler = KeepAndDie;
+    ours.sa_flags = SA_ONSTACK;
+    if (sigaction(signal, nullptr, &theirs) == 0 && theirs.sa_handler == SIG_DFL) sigaction(signal, &ours, nullptr);
+  }
+}
+
 void Run(const std::string& input) {
   current = input;
+  running = true;
   // A copy of exactly this size, so that a sanitizer sees a read behind its end.
   const std::vector<uint8_t> bytes(input.begin(), input.end());
   LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+  running = false;
 }
 
 std::string ReadFile(const fs::path& path) {
@@ -99,13 +126,16 @@ int Generate(const fs::path& folder) {
 
 }  // namespace
 
+// UndefinedBehaviorSanitizer's word before it ends the program: GCC's has a runtime, and a death, of its own.
+extern "C" void __ubsan_on_report() { Keep(); }
+
 int main(int argc, char** argv) {
   if (argc == 3 && std::string_view(argv[1]) == "--generate") return Generate(argv[2]);
   if (argc < 2) {
     std::fprintf(stderr, "usage: %s FOLDER [MUTATIONS [SEED]] | FILE | --generate FOLDER\n", argv[0]);
     return 2;
   }
-  for (int signal : {SIGABRT, SIGSEGV, SIGFPE, SIGILL, SIGBUS}) std::signal(signal, Keep);
+  KeepWhatEndsTheProgram();
   if (fs::is_regular_file(argv[1])) {
     Run(ReadFile(argv[1]));
     return 0;
