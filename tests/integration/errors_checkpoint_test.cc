@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "tests/support/broken_checkpoint.h"
+#include "tests/support/patience.h"
 #include "tests/support/programs.h"
 
 namespace cachalot::testing {
@@ -12,7 +13,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using Json = nlohmann::json;
 
-constexpr Duration kSettled = std::chrono::seconds(15);
+constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown;
 
 struct BrokenCase {
   const char* name;

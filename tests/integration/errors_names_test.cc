@@ -127,7 +127,7 @@ TEST(RawRequest, WhatIsTooLongOrNoUtf8IsRefusedByGrpc) {
   client::Client client(address);
   client::GenerateRequest request;
   request.text = too_long;
-  request.timeout_ms = 60'000;
+  request.timeout_ms = 60'000 * kSlowdown;
   const Output output = Ask(client, request);
   EXPECT_EQ(output.status.code, grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(output.status.message, HasSubstr("Sent message larger than max"));

@@ -8,6 +8,7 @@
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "tests/integration/cluster_fixture.h"
 #include "tests/support/broken_checkpoint.h"
+#include "tests/support/patience.h"
 #include "tests/support/programs.h"
 
 namespace cachalot::testing {
@@ -16,7 +17,7 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-constexpr Duration kSettled = std::chrono::seconds(15);
+constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown;
 
 /// Says of itself what it is told to.
 class FakePeer final : public v1::Cluster::Service {

@@ -28,7 +28,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr Duration kSettled = std::chrono::seconds(15);
+constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown;
 enum Code { kInvalidArgument = 3, kFailedPrecondition = 9, kOutOfRange = 11, kInternal = 13 };
 
 // --- Command lines ---

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "tests/integration/link_faults_cluster.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 using Kind = LinkFault::Kind;
 
 constexpr int kMaxTokens = 64;
-constexpr Duration kSettled = std::chrono::seconds(15);
+constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown;
 constexpr int kUnavailable = 14;
 
 /// A shard that stays away longer than the grace: the only loss that the design allows to end streams.

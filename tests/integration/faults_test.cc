@@ -11,7 +11,7 @@
 namespace cachalot::testing {
 namespace {
 
-constexpr Duration kSettled = std::chrono::seconds(15);
+constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown;
 
 std::vector<int32_t> RandomIds(size_t count, uint32_t seed) {
   std::mt19937 rng(seed);
@@ -180,7 +180,7 @@ void StreamsOutliveARestart(ProcessCluster& cluster, ProcessCluster::Member& mem
   std::vector<std::vector<int32_t>> answers;
   for (uint32_t i = 0; i < kStreams; ++i) {
     requests.push_back(IdsRequest(RandomIds(prompt + i, 50 + i), max_tokens, i % 2 ? 1.f : 0.f, i));
-    requests.back().timeout_ms = 200'000;
+    requests.back().timeout_ms = 200'000 * kSlowdown;
     answers.push_back(EmbeddedTokens(*embedded, requests.back()));
   }
   std::atomic<size_t> tokens = 0, started = 0, over = 0;

@@ -6,6 +6,8 @@
 #include <thread>
 #include <utility>
 
+#include "tests/support/patience.h"
+
 namespace cachalot::testing {
 namespace {
 
@@ -152,7 +154,7 @@ StatusOr<Workload> MakeWorkload(int max_tokens, size_t streams) {
     const float temperature = i % 2 ? 1.f : 0.f;
     workload.requests.push_back(
         IdsRequest(ids, max_tokens - static_cast<int>(i), temperature, 100 + static_cast<uint64_t>(i)));
-    workload.requests.back().timeout_ms = 40'000;
+    workload.requests.back().timeout_ms = 40'000 * kSlowdown;
     workload.answers.push_back(EmbeddedTokens(*embedded, workload.requests.back()));
   }
   made[{max_tokens, streams}] = workload;

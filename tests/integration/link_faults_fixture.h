@@ -13,11 +13,12 @@
 #include <vector>
 
 #include "tests/integration/link_faults_cluster.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 
 inline constexpr int kMaxTokens = 64;
-inline constexpr Duration kSettled = std::chrono::seconds(15);
+inline constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown;
 inline constexpr int kUnavailable = 14;
 
 /// Who must do something again when requests on their way are hit.

@@ -10,11 +10,13 @@
 #include "cachalot/v1/generation.grpc.pb.h"
 #include "tests/integration/cluster_fixture.h"
 #include "tests/support/metrics.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
 
-constexpr Duration kSettled = std::chrono::seconds(15), kPatience = std::chrono::seconds(60);
+constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown, kWait = std::chrono::seconds(60) * kSlowdown;
+constexpr uint32_t kTimeoutMs = 200'000 * kSlowdown;
 constexpr int kStreams = 16, kBlock = 128, kTokens = 480;
 constexpr int kBlocksEach = 4;  // for kTokens and a prompt of up to 32
 constexpr int kThird = kStreams * kBlocksEach / 3;
@@ -29,7 +31,7 @@ client::GenerateRequest RequestOf(uint32_t i, int max_tokens = kTokens) {
   auto request = IdsRequest(std::move(ids), max_tokens, i % 4 ? 1.f : 0.f, i);
   request.frequency_penalty = i % 3 == 1 ? 0.6f : 0.f;
   request.repetition_penalty = i % 3 == 2 ? 1.2f : 1.f;
-  request.timeout_ms = 200'000;
+  request.timeout_ms = kTimeoutMs;
   return request;
 }
 
@@ -256,7 +258,7 @@ class SlowReaders : public Pressure {
     std::map<uint32_t, std::unique_ptr<UnreadStream>> unread;
     for (uint32_t i = 0; i < kStreams; ++i)
       if (Slow(i)) unread[i] = std::make_unique<UnreadStream>(cluster_->router(), RequestOf(i, kSlowTokens));
-    const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+    const TimePoint end = std::chrono::steady_clock::now() + kWait;
     while (Metric(decode_metrics_, "cachalot_decode_requests_total") < static_cast<double>(unread.size()))
       ASSERT_LT(std::chrono::steady_clock::now(), end);  // they are the oldest
     std::vector<std::thread> threads;
@@ -286,12 +288,12 @@ TEST_F(SlowReaders, OfPromptRowsHoldUpNobodyElse) {
   wanted.prompt_logprobs = 20;
   wanted.frequency_penalty = 0.f;
   wanted.repetition_penalty = 1.f;
-  wanted.timeout_ms = 200'000;
+  wanted.timeout_ms = kTimeoutMs;
   const auto embedded = MustLoad(DemoDirectory());
   ASSERT_TRUE(embedded);
   const auto answer = EmbeddedTokens(*embedded, wanted);
   UnreadStream unread(cluster_->router(), wanted);
-  const TimePoint end = std::chrono::steady_clock::now() + kPatience;
+  const TimePoint end = std::chrono::steady_clock::now() + kWait;
   while (Metric(decode_metrics_, "cachalot_decode_requests_total") < 1)
     ASSERT_LT(std::chrono::steady_clock::now(), end);
   client::Client client(cluster_->router());

@@ -6,13 +6,14 @@
 #include <thread>
 
 #include "tests/integration/cluster_fixture.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
 
 using nlohmann::json;
 
-constexpr Duration kSettled = std::chrono::seconds(15);
+constexpr Duration kSettled = std::chrono::seconds(15) * kSlowdown;
 
 class Sampling : public ::testing::Test {
  protected:

@@ -24,7 +24,7 @@ class Gate final : public ExpertBackend {
 }  // namespace
 
 PrefillCaller::PrefillCaller(v1::Prefill::Stub* stub, const v1::PrefillRequest& request) {
-  context_.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  context_.set_deadline(std::chrono::system_clock::now() + 2 * kPatience);
   reader_ = stub->Prefill(&context_, request);
 }
 
@@ -93,7 +93,7 @@ std::unique_ptr<PrefillCaller> PrefillFixture::Call(const v1::PrefillRequest& re
 
 v1::Description PrefillFixture::Describe() {
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+  context.set_deadline(std::chrono::system_clock::now() + kPatience);
   v1::Description description;
   const grpc::Status status = cluster_stub_->Describe(&context, {}, &description);
   EXPECT_TRUE(status.ok()) << status.error_message();

@@ -15,13 +15,14 @@
 #include "prefill_worker/prefill_server.h"
 #include "tests/prefill_worker/fake_decode_worker.h"
 #include "tests/prefill_worker/test_model.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 
 /// Waits for another thread's progress; false when it does not come.
 template <typename Condition>
 bool Eventually(Condition condition) {
-  const TimePoint end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  const TimePoint end = std::chrono::steady_clock::now() + kPatience;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > end) return false;
     std::this_thread::yield();

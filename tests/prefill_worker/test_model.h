@@ -11,6 +11,7 @@
 #include "common/kv/transfer_frame.h"
 #include "common/model/forward.h"
 #include "tests/support/oracle.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 
@@ -37,7 +38,7 @@ class GatedExperts final : public ExpertBackend {
   /// Until the step thread has come to the gate for the n-th time.
   bool WaitForChunk(int n) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return chunks_ >= n; });
+    return changed_.wait_for(lock, kPatience, [&] { return chunks_ >= n; });
   }
   int chunks() {
     std::lock_guard lock(mutex_);
