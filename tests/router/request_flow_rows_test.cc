@@ -43,6 +43,16 @@ class RowsTest : public FlowTest {
   bool GivenBack() {
     return Until([&] { return !lease().open; }) && !call().open;
   }
+  /// The client reads again.
+  void FinishOnTheNextPair() {
+    client_.go_on.Set();
+    ASSERT_TRUE(Until([&] { return decode().leases.size() == 2; }));
+    lease().Grant();
+    Settle();
+    call().PromptRows(1, 5);
+    Settle();
+    Finish();
+  }
   void Finish() {
     call().FirstToken();
     call().Commit();
@@ -106,13 +116,7 @@ TEST_F(RowsTest, GiveTheirKvToTheRoutersOwnLine) {
     const ResumeLine::Place waits(&context_.line);
     ASSERT_TRUE(GivenBack());
   }
-  client_.go_on.Set();
-  ASSERT_TRUE(Until([&] { return decode().leases.size() == 2; }));
-  lease().Grant();
-  Settle();
-  call().PromptRows(1, 5);
-  Settle();
-  Finish();
+  FinishOnTheNextPair();
 }
 
 TEST_F(RowsTest, GiveTheirKvToThoseWhoWaitAtThePrefillWorker) {
@@ -120,13 +124,7 @@ TEST_F(RowsTest, GiveTheirKvToThoseWhoWaitAtThePrefillWorker) {
   prefill().reported.kv_wanted = true;
   ASSERT_TRUE(GivenBack());
   prefill().reported.kv_wanted = false;
-  client_.go_on.Set();
-  ASSERT_TRUE(Until([&] { return decode().leases.size() == 2; }));
-  lease().Grant();
-  Settle();
-  call().PromptRows(1, 5);
-  Settle();
-  Finish();
+  FinishOnTheNextPair();
 }
 
 TEST_F(RowsTest, OfDebuggingRunsCannotBeResumed) {
