@@ -14,12 +14,13 @@
 #include "tests/support/broken_checkpoint.h"
 #include "tests/support/dns_server.h"
 #include "tests/support/own_address.h"
+#include "tests/support/patience.h"
 #include "tests/support/programs.h"
 
 namespace cachalot::testing {
 namespace {
 
-constexpr Duration kStart = std::chrono::seconds(60);
+constexpr Duration kStart = std::chrono::seconds(60) * kSlowdown;
 constexpr size_t kStreams = 16;
 
 std::vector<int32_t> RandomIds(size_t count, uint32_t seed) {

@@ -11,7 +11,7 @@
 namespace cachalot::testing {
 namespace {
 
-constexpr Duration kStart = std::chrono::seconds(60);
+constexpr Duration kStart = std::chrono::seconds(60) * kSlowdown;
 constexpr int kEach = 2;  // processes of a role but the router
 constexpr uint32_t kSeed = 1616;
 

@@ -9,11 +9,12 @@
 #include "cachalot/v1/cluster.grpc.pb.h"
 #include "tests/support/metrics.h"
 #include "tests/support/own_address.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 namespace {
 
-constexpr Duration kStart = std::chrono::seconds(60);
+constexpr Duration kStart = std::chrono::seconds(60) * kSlowdown;
 constexpr int kPrefillHost = 101, kDecodeHost = 151;  // of OwnAddress, the first of their kind
 constexpr int kRouterHost = 210, kRouterHosts = 40;   // where routers serve their metrics
 

@@ -13,6 +13,7 @@
 
 #include "common/process/child_process.h"
 #include "tests/common/loader/tensor_files.h"
+#include "tests/support/patience.h"
 
 namespace cachalot::testing {
 
@@ -62,7 +63,7 @@ class Programs {
 
   /// Until it ends by itself.
   Ended End(ChildProcess& child) {
-    const TimePoint deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    const TimePoint deadline = std::chrono::steady_clock::now() + kPatience;
     Ended ended;
     for (;;) {
       const auto line = child.ReadLine(deadline);
@@ -78,7 +79,7 @@ class Programs {
 
   /// Until `word` stands in its stderr; false when it has ended or the time is up before.
   bool WaitLogged(ChildProcess& child, const std::string& word) {
-    const TimePoint deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    const TimePoint deadline = std::chrono::steady_clock::now() + kPatience;
     for (;;) {
       const bool running = child.Running();
       if (ReadText(log()).find(word) != std::string::npos) return true;
