@@ -24,7 +24,8 @@ using Keys = std::initializer_list<const char*>;
 constexpr int64_t kMaxDimension = 1 << 24;
 constexpr int64_t kMaxLayers = 1024, kMaxPosition = int64_t{1} << 40;
 // And on a real number: it and the RoPE frequencies made of it stay finite and above 0 in fp32.
-constexpr double kLeastReal = 1e-12, kMostReal = 1e15;
+// The least is the fp32 number: what has been read and is written again is not refused.
+constexpr double kLeastReal = 1e-12f, kMostReal = 1e15;
 
 /// Typed look-ups with defaults. The first refusal is kept in `status` and makes every later call return its
 /// default, so that the list of fields below stays a list.
