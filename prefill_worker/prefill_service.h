@@ -6,7 +6,8 @@
 //           -> PrefillStepLoop::Submit -> [ chunk: Progress to the caller, frames to the push ]*
 //           -> FirstToken -> commit frame -> verdict -> Committed
 //
-// Whatever ends the call ends the job: its KV is freed after the chunk in progress, its stream is cancelled.
+// Whatever ends the call ends the job: its KV is freed after the chunk in progress, or its layer if the chunk is of no
+// other job; its stream is cancelled.
 
 #include <atomic>
 #include <condition_variable>
