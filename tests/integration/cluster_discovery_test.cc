@@ -58,6 +58,7 @@ class Streams {
   Streams(EmbeddedModel& embedded, int max_tokens) {
     for (uint32_t i = 0; i < kStreams; ++i) {
       requests_.push_back(IdsRequest(RandomIds(20 + i, 50 + i), max_tokens, i % 2 ? 1.f : 0.f, i));
+      requests_.back().timeout_ms = 200'000 * kSlowdown;
       answers_.push_back(EmbeddedTokens(embedded, requests_.back()));
     }
   }
@@ -135,7 +136,7 @@ void ExpectNoStreamLost(int signal) {
   streams.Join();
   EXPECT_EQ(streams.ended(), kStreams);
   if (signal == SIGSTOP) cluster->router_member().process->Signal(SIGCONT);
-  const Status status = cluster->WaitNothingHeld(std::chrono::seconds(15));
+  const Status status = cluster->WaitNothingHeld(std::chrono::seconds(15) * kSlowdown);
   EXPECT_TRUE(status.ok()) << status;
 }
 
