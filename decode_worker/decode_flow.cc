@@ -55,8 +55,15 @@ void DecodeFlow::Join(uint64_t id, SequenceState state, SequenceKv kv, int32_t f
 }
 
 void DecodeFlow::Remove(uint64_t id) {
-  std::erase_if(sequences_, [id](const Sequence& s) { return s.id == id; });
+  const auto found = std::ranges::find(sequences_, id, &Sequence::id);
+  if (found != sequences_.end()) Erase(static_cast<size_t>(found - sequences_.begin()));
   if (sequences_.empty()) away_ = interrupted_ = false;  // who comes later has a grace of its own
+}
+
+/// The turn stays with whose it is.
+void DecodeFlow::Erase(size_t at) {
+  sequences_.erase(sequences_.begin() + static_cast<ptrdiff_t>(at));
+  if (at < next_) --next_;
 }
 
 void DecodeFlow::Acknowledge(uint64_t id, int64_t next_index) {
@@ -91,7 +98,7 @@ void DecodeFlow::MakeRoom(std::vector<TokenOut>& out) {
 void DecodeFlow::Preempt(size_t at, std::vector<TokenOut>& out) {
   const Sequence& s = sequences_[at];
   out.push_back({s.id, s.next_index, 0, FinishReason::kNone, OkStatus(), {}, {}, true, Stalled(s)});
-  sequences_.erase(sequences_.begin() + static_cast<ptrdiff_t>(at));
+  Erase(at);
 }
 
 /// A reader that does not read must not keep KV from those who would run.
@@ -180,7 +187,7 @@ DecodeFlow::Progress DecodeFlow::ExpertsAway(const Status& status, std::vector<T
   for (const Sequence& s : sequences_)
     out.push_back({s.id, s.next_index, 0, FinishReason::kNone, status, {}, {}, false, false});
   sequences_.clear();
-  away_ = false;
+  away_ = interrupted_ = false;
   return Progress::kStepped;
 }
 

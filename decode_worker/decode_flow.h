@@ -124,6 +124,7 @@ class DecodeFlow {
   static bool HasRoom(const Sequence& s) { return s.kv.tokens() < s.kv.capacity(); }
   static bool Grow(Sequence& s);
   void Preempt(size_t at, std::vector<TokenOut>& out);
+  void Erase(size_t at);
   void GiveBack(std::vector<TokenOut>& out);
   void MakeRoom(std::vector<TokenOut>& out);
   std::optional<size_t> Victim();

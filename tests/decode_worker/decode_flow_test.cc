@@ -398,6 +398,20 @@ TEST_F(DecodeFlowTest, AnInterruptedStepIsDoneAgainBeforeThoseOfOthers) {
   for (uint64_t id : {1, 2, 3, 4}) EXPECT_EQ(tokens_[id].size(), 3u) << id;
 }
 
+TEST_F(DecodeFlowTest, ARemovalDoesNotMoveTheTurn) {
+  const auto state = engine_.OtherState(7, 12, 9);
+  Start({.max_batch = 2, .step_limit = seconds(5)});
+  for (uint64_t id : {1, 2, 3, 4}) Join(id, state);
+  ASSERT_EQ(Step(), Progress::kStepped);  // 1 and 2
+  experts_.pace = seconds(2);
+  awaited_ = Awaited::kRemove;
+  ASSERT_EQ(Step(), Progress::kInterrupted);
+  flow_->Remove(1);
+  ASSERT_EQ(Step(), Progress::kStepped);
+  EXPECT_EQ(tokens_[3].size(), tokens_[2].size()) << "passed over";
+  EXPECT_EQ(tokens_[4].size(), tokens_[2].size()) << "passed over";
+}
+
 TEST_F(DecodeFlowTest, TheEndWaitsForALayerEvenOfAStepThatIsDoneAgain) {
   Start({.step_limit = seconds(5)});
   Join(1, engine_.OracleState());
