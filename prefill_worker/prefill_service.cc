@@ -18,6 +18,8 @@ namespace {
 constexpr size_t kMaxChannels = 64;
 // Blocks come free on other threads, without a word.
 constexpr Duration kLookForKv = std::chrono::milliseconds(5);
+// Routers ask refused requests again within 1 s.
+constexpr Duration kWanted = std::chrono::seconds(2);
 
 v1::PrefillEvent ProgressOf(int64_t tokens_done) {
   v1::PrefillEvent event;
@@ -103,7 +105,7 @@ rpc::Task<Status> PrefillService::Describe(rpc::ServerCall&, const v1::DescribeR
   load->set_waiting_tokens(waiting);
   load->set_free_kv_tokens(pools_->free_tokens());
   load->set_used_kv_blocks(pools_->used_blocks());
-  load->set_kv_wanted(!kv_line_.empty());
+  load->set_kv_wanted(!kv_line_.empty() || control_->Now() < wanted_until_);
   load->set_not_serving(NotServing());
   co_return OkStatus();
 }
@@ -143,9 +145,11 @@ StatusOr<SequenceState> PrefillService::Admit(const v1::PrefillRequest& request)
   if (const std::string why = NotServing(); !why.empty()) return Unavailable(why);
   ASSIGN_OR_RETURN(SequenceState state,
                    AdmitPrefill(request, description_.compat(), config_.vocab_size, options_.debug_logits));
-  if (queued_ >= options_.max_queue)
+  if (queued_ >= options_.max_queue) {
+    wanted_until_ = control_->Now() + kWanted;
     return ResourceExhausted("the queue is full: " + std::to_string(queued_) + " jobs, --max-queue is " +
                              std::to_string(options_.max_queue));
+  }
   const auto tokens = static_cast<int64_t>(state.prompt.size() + state.emitted.size());
   if (!pools_->CanHold(tokens))
     return OutOfRange("prompt and output so far have " + std::to_string(tokens) +

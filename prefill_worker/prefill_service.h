@@ -111,6 +111,7 @@ class PrefillService {
   std::map<uint64_t, Job*> jobs_;                                   // of the calls that run
   int queued_ = 0;                                                  // those that wait or are computed
   std::deque<Job*> kv_line_;                                        // those that wait for KV
+  TimePoint wanted_until_ = TimePoint::min();                       // by those that the full queue refused
   std::map<std::string, std::shared_ptr<grpc::Channel>> channels_;  // to decode workers
 };
 

@@ -11,11 +11,7 @@
 namespace cachalot {
 namespace {
 
-// How long a chunk waits for experts that are away, and how long between two tries.
-constexpr Duration kExpertOutageGrace = std::chrono::seconds(5);
-// Behind an outage that has ended jobs the next one does not wait as long again; but the shard may be back
-// and only the connection not yet.
-constexpr Duration kLeastTry = std::chrono::seconds(1);
+// Between two tries of experts that are away.
 constexpr Duration kExpertRetry = std::chrono::milliseconds(20);
 
 }  // namespace
@@ -90,8 +86,12 @@ Status PrefillStepLoop::PatientExperts::Begin(const ExpertCall& call) {
 Status PrefillStepLoop::PatientExperts::TryBegin() {
   for (;;) {
     step_->Beat();
-    RETURN_IF_ERROR(step_->ChunkGoesOn());
-    Status status = experts_->Begin(call_);
+    Status status = step_->ChunkGoesOn();
+    if (!status.ok()) {
+      outage_.Over();  // the next chunk's is another
+      return status;
+    }
+    status = experts_->Begin(call_);
     if (status.ok() || !Again(status)) return status;
   }
 }
@@ -99,7 +99,7 @@ Status PrefillStepLoop::PatientExperts::TryBegin() {
 Status PrefillStepLoop::PatientExperts::Wait() {
   for (;;) {
     Status status = experts_->Wait();
-    if (status.ok()) away_since_ = TimePoint::max();
+    if (status.ok()) outage_.Over();
     if (status.ok() || !Again(status)) return status;
     RETURN_IF_ERROR(TryBegin());
   }
@@ -109,10 +109,7 @@ bool PrefillStepLoop::PatientExperts::Again(const Status& status) {
   // One that lives and took a whole time-out has been waited for already.
   if (status.code() != StatusCode::kUnavailable || step_->stop_) return false;
   const TimePoint now = step_->loop_.Now();
-  // An outage that ended with the job it failed is not this one.
-  if (away_since_ == TimePoint::max() || now - last_failure_ > kExpertOutageGrace) away_since_ = begun_;
-  last_failure_ = now;
-  if (now - away_since_ >= kExpertOutageGrace && now - begun_ >= kLeastTry) return false;
+  if (!outage_.Failed(begun_, now)) return false;
   step_->Beat();
   const TimePoint until = now + kExpertRetry;
   // Connecting again is the loop's work. Mail waits for the end of the chunk, as always, but for ChunkGoesOn.

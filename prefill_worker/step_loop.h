@@ -16,6 +16,7 @@
 #include "common/rpc/loop.h"
 #include "prefill_worker/kv_publisher.h"
 #include "prefill_worker/metrics.h"
+#include "prefill_worker/outage_grace.h"
 #include "prefill_worker/prefill_flow.h"
 
 namespace cachalot {
@@ -73,9 +74,8 @@ class PrefillStepLoop {
     std::unique_ptr<ExpertBackend> experts_;
     PrefillStepLoop* step_;
     ExpertCall call_;
-    TimePoint begun_;                          // the first try of it
-    TimePoint away_since_ = TimePoint::max();  // max: the last call went well
-    TimePoint last_failure_;
+    TimePoint begun_;  // the first try of it
+    OutageGrace outage_;
   };
   struct Mail {
     enum class Kind { kSubmit, kCancel, kRelease, kReleaseRows } kind{};

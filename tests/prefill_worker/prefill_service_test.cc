@@ -272,9 +272,11 @@ TEST_F(PrefillServiceTest, TheQueueHasALimit) {
   m_.experts.Allow(0);
   auto first = Call(OracleState());
   ASSERT_TRUE(m_.experts.WaitForChunk(1));
+  EXPECT_FALSE(Describe().load().kv_wanted());
   const Status status = Call(OracleState())->Finish();
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
   EXPECT_THAT(StatusMessage(status), HasSubstr("the queue is full: 1 jobs, --max-queue is 1"));
+  EXPECT_TRUE(Describe().load().kv_wanted()) << "those who hold places and read nothing would keep them";
   m_.experts.AllowAll();
   EXPECT_TRUE(first->Finish().ok());
 }
