@@ -53,7 +53,7 @@ class Request {
         queue_(std::make_shared<FlowQueue>(context->loop)),
         pairs_(context->options.max_pairs, context->options.resume_wait),
         output_(state_),
-        pace_(context->options.resume_patience, context->options.max_prefill_refusals) {
+        pace_(context->options.resume_patience, context->options.prefill_patience) {
     ++context_->running;
   }
   ~Request() { --context_->running; }
@@ -107,7 +107,8 @@ class Request {
       LogInfo(Tag() + StatusMessage(status));
       pace_.Preempted(now);
     } else if (Accepted() && status.code() == StatusCode::kResourceExhausted) {
-      over_ = !pace_.Refused(now, granted_);
+      if (!granted_) pace_.Refused(now);
+      over_ = granted_ && !pace_.RefusedByPrefill(now, output_.next_index());
       if (over_) return false;
     } else {
       return false;
@@ -227,7 +228,9 @@ class Request {
       const bool again = (rpc::IsRetryable(status) || too_large) && aborted < 2 && !over_ && !state_.want_logits;
       const bool nobody = prefill_untaken_ && status.code() == StatusCode::kUnavailable;
       if (!again || !attempts.Failed(context_->loop->Now(), nobody)) co_return status;
-      if (status.code() == StatusCode::kResourceExhausted || too_large) refusal = status;
+      // A full one could hold it: one that is too small does not speak for it.
+      const bool full = refusal.code() == StatusCode::kResourceExhausted;
+      if (status.code() == StatusCode::kResourceExhausted || (too_large && !full)) refusal = status;
       ++context_->counters.prefill_retries;
       if (context_->prefill_retries) context_->prefill_retries->Add();
     }
@@ -265,13 +268,12 @@ class Request {
     }
   }
 
-  /// RESOURCE_EXHAUSTED for a new request while others, whose clients have output already, wait for KV.
+  /// RESOURCE_EXHAUSTED for a new request while others, which their clients have seen accepted, wait for room.
   Status OthersFirst() {
     const size_t waiting = context_->line.size();
     if (started_ || !state_.emitted.empty() || waiting == 0) return OkStatus();
     over_ = true;
-    return ResourceExhausted(std::to_string(waiting) +
-                             " requests that run already wait for KV of the decode workers; retry later");
+    return ResourceExhausted(std::to_string(waiting) + " accepted requests wait for room at the workers; retry later");
   }
 
   /// A decode worker with KV for the request, once it is the first of the line. Its turn does not end before

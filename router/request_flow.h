@@ -66,8 +66,9 @@ struct FlowOptions {
   Duration resume_patience = std::chrono::seconds(1);
   /// How long a client may take none of the prompt's rows while its prefill waits for that and others wait for the KV.
   Duration reader_patience = std::chrono::seconds(5);
-  /// Times in a row that full prefill workers may refuse a request which waited for KV; 1 s apart at last.
-  int max_prefill_refusals = 30;
+  /// How long full prefill workers may go on refusing an accepted request, without a token in between. The round of
+  /// asking them all that runs then, `kv_wait` each at the most, is its last.
+  Duration prefill_patience = std::chrono::seconds(30);
   /// Requests at once; one more is refused with RESOURCE_EXHAUSTED.
   int64_t max_requests = 16384;
 };

@@ -1,7 +1,7 @@
 #pragma once
-// Requests that were preempted, or whose decode worker died where the others are full, wait in a line for KV:
-// first come, first served. While somebody waits no new request is taken, since KV that becomes free is
-// theirs. Loop thread only.
+// Accepted requests that were preempted, whose decode worker died where the others are full, or that full prefill
+// workers refuse, wait in a line for room: first come, first served. While somebody waits no new request is taken,
+// since KV that becomes free is theirs. Loop thread only.
 
 #include <algorithm>
 #include <cstdint>

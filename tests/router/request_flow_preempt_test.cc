@@ -38,6 +38,24 @@ class PreemptTest : public FlowTest {
     Settle();
     ASSERT_EQ(prefill().calls.size(), 1u);
   }
+  /// Prefill worker `full` refuses twice and takes it then; the other could never hold it.
+  void GoesOnBesideOneTooSmall(size_t full) {
+    AddPrefill();
+    int asked = 0;
+    decode().on_open = [](auto& lease) { lease.Grant(); };
+    prefill(full).on_start = [&](auto& call) {
+      if (++asked <= 2) call.Fail(ResourceExhausted("the queue is full"));
+    };
+    prefill(1 - full).on_start = [](auto& call) { call.Fail(OutOfRange("more than its KV")); };
+    Run();
+    ASSERT_TRUE(Until([&] { return asked == 3 || done(); }));
+    ASSERT_EQ(asked, 3) << "an accepted request has ended: " << result_->status();
+    call(full).FirstToken();
+    call(full).Commit();
+    lease().Tokens(1, 3, FinishReason::kStop);
+    ASSERT_TRUE(Outcome().ok());
+    EXPECT_EQ(client_.tokens(), Expected(3));
+  }
   /// Worker 0 could never hold it; on worker 1 it has its first token.
   void BeginsOnTheLargeWorker() {
     AddDecode();
@@ -306,22 +324,22 @@ TEST_F(PreemptTest, FullPrefillWorkersDoNotEndWhatTheClientHasSeenAccepted) {
 }
 
 TEST_F(PreemptTest, PrefillWorkersThatAlwaysRefuseEndIt) {
-  context_.options.max_prefill_refusals = 2;
+  context_.options.prefill_patience = std::chrono::milliseconds(10);  // it asks again after 20
   RunToStreaming();
   decode().on_open = [](auto& lease) { lease.Grant(); };
   prefill().on_start = [](auto& call) { call.Fail(ResourceExhausted("too long for its KV")); };
   lease().Preempt(2);
   EXPECT_EQ(Outcome().code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(prefill().calls.size(), 1u + 3u);
+  EXPECT_EQ(prefill().calls.size(), 1u + 2u);
 }
 
 TEST_F(PreemptTest, FirstComeFirstServed) {
   std::optional<ResumeLine::Place> before;
   before.emplace(&context_.line);
   Run();
-  const Status refused = Outcome();  // new requests let those go first that run already
+  const Status refused = Outcome();  // new requests let those go first that are accepted
   EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
-  EXPECT_THAT(StatusMessage(refused), HasSubstr("1 requests that run already wait for KV"));
+  EXPECT_THAT(StatusMessage(refused), HasSubstr("1 accepted requests wait for room"));
   EXPECT_TRUE(decode().leases.empty());
   before.reset();
   result_.reset();
@@ -451,6 +469,9 @@ TEST_F(PreemptTest, APrefillWorkerThatIsTooSmallIsAskedOnce) {
   EXPECT_EQ(Outcome().code(), StatusCode::kOutOfRange);
   EXPECT_EQ(prefill(0).calls.size() + prefill(1).calls.size(), 2u);
 }
+
+TEST_F(PreemptTest, AFullPrefillWorkerOutranksOneThatIsTooSmall) { GoesOnBesideOneTooSmall(/*full=*/0); }
+TEST_F(PreemptTest, AFullPrefillWorkerOutranksOneThatWasTooSmallBefore) { GoesOnBesideOneTooSmall(/*full=*/1); }
 
 TEST_F(PreemptTest, WhatNoWorkerCanHoldIsRefusedOnce) {
   AddDecode();

@@ -461,7 +461,7 @@ TEST_F(RetryTest, AllDecodeWorkersAreFull) {
 }
 
 TEST_F(RetryTest, AllPrefillWorkersAreFull) {
-  context_.options.max_prefill_refusals = 0;  // each is asked once
+  context_.options.prefill_patience = Duration::zero();  // each is asked once
   for (size_t i = 0; i < 2; ++i) {
     decode(i).on_open = [](auto& lease) { lease.Grant(); };
     prefill(i).on_start = [](auto& call) { call.Fail(ResourceExhausted("the queue is full")); };
