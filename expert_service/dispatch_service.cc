@@ -63,9 +63,9 @@ rpc::Task<Status> DispatchService::Dispatch(rpc::ServerCall& call, rpc::RawServe
 }
 
 TimePoint DispatchService::Turn() {
-  const TimePoint now = step_loop_->Now();
-  last_turn_.store(SinceEpoch(now), std::memory_order_relaxed);
   step_->Collect();
+  const TimePoint now = step_loop_->Now();  // behind Collect: what has just arrived may be due
+  last_turn_.store(SinceEpoch(now), std::memory_order_relaxed);
   const std::optional<TimePoint> due = step_->Due();
   if (!due) return now + kIdleTurn;
   if (*due > now && !draining_.load(std::memory_order_relaxed)) return *due;

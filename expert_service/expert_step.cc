@@ -50,6 +50,7 @@ void ExpertStep::Take(Caller& caller, Frame frame) {
   const Status decoded = DecodeExpertCall(*view, limits_, &call.view);
   if (!decoded.ok()) return Refuse(*caller.channel, view->header.call, view->header.layer, decoded);
   call.frame = std::move(frame);  // moves the bytes' owner, not the bytes: the view stays good
+  caller.arrived = call.arrived;
   line_.push_back(std::move(call));
   ++caller.waiting;
 }
@@ -63,9 +64,11 @@ void ExpertStep::Refuse(FrameChannel& channel, uint64_t call, uint32_t layer, co
 
 std::optional<TimePoint> ExpertStep::Due() const {
   if (line_.empty()) return std::nullopt;
-  const bool all_here =
-      std::all_of(callers_.begin(), callers_.end(), [](const Caller& c) { return c.waiting > 0; });
-  return all_here ? line_.front().arrived : line_.front().arrived + options_.batch_wait;
+  const TimePoint oldest = line_.front().arrived;
+  const bool all_here = std::ranges::all_of(callers_, [&](const Caller& c) {
+    return c.waiting > 0 || !c.arrived || oldest - *c.arrived > options_.busy;
+  });
+  return all_here ? oldest : oldest + options_.batch_wait;
 }
 
 std::vector<ExpertStep::Call> ExpertStep::TakeBatch() {

@@ -24,9 +24,12 @@
 namespace cachalot {
 
 struct ExpertStepOptions {
-  /// How long the oldest call may wait for calls of other callers. Nothing waits when every connected caller
-  /// has a call in line, which is always so with a single caller.
+  /// How long the oldest call may wait for calls of other callers. Nothing waits when every busy caller has a
+  /// call in line, which is always so with a single one.
   Duration batch_wait = std::chrono::microseconds(50);
+  /// A caller is busy when it called so short a time before the oldest call: another of its calls may come in
+  /// time. Connected but idle ones (a prefill worker without prompts) would cost every call its wait.
+  Duration busy = std::chrono::milliseconds(1);
   int64_t max_batch_rows = 8192;  // calls beyond wait for the next batch; one call is never cut
   size_t max_waiting_calls = 4;   // in line per caller; more stay in its channel
   Duration reply_timeout = std::chrono::seconds(5);  // a caller that takes no replies for so long is cut off
@@ -66,7 +69,8 @@ class ExpertStep {
  private:
   struct Caller {
     std::shared_ptr<FrameChannel> channel;
-    size_t waiting = 0;  // its calls in line
+    size_t waiting = 0;                // its calls in line
+    std::optional<TimePoint> arrived;  // its last call
   };
   struct Call {
     std::shared_ptr<FrameChannel> channel;

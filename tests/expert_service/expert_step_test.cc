@@ -133,6 +133,14 @@ TEST_F(Step, WaitsForOtherCallersOnlyAsLongAsItMay) {
   auto b = Connect();
   Send(*a, CallFrame(call));
   step().Collect();
+  EXPECT_EQ(step().Due(), cluster_.clock.Now()) << "one that has never called is not waited for";
+  Send(*b, CallFrame(call));
+  step().Collect();
+  while (step().RunBatch()) {
+  }
+  cluster_.clock.Advance(std::chrono::milliseconds(1));
+  Send(*a, CallFrame(call));
+  step().Collect();
   EXPECT_EQ(step().Due(), cluster_.clock.Now() + std::chrono::microseconds(80));
   cluster_.clock.Advance(std::chrono::microseconds(30));
   EXPECT_EQ(step().Due(), cluster_.clock.Now() + std::chrono::microseconds(50))
@@ -140,6 +148,11 @@ TEST_F(Step, WaitsForOtherCallersOnlyAsLongAsItMay) {
   Send(*b, CallFrame(call));
   step().Collect();
   EXPECT_LE(*step().Due(), cluster_.clock.Now()) << "everybody is here";
+  step().RunBatch();
+  cluster_.clock.Advance(std::chrono::microseconds(1001));
+  Send(*a, CallFrame(call));
+  step().Collect();
+  EXPECT_EQ(step().Due(), cluster_.clock.Now()) << "an idle caller is not waited for";
 }
 
 TEST_F(Step, ABatchHasAnEndAndSoHasALine) {
